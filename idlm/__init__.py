@@ -1,0 +1,38 @@
+"""idlm: inverse-distilled diffusion language models.
+
+A slow masked-diffusion teacher becomes a generator that emits many tokens per network call.
+Names are resolved on first use, so that ``import idlm`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from idlm.models.loading import load as load
+    from idlm.sampling.generate import GenerationOutput as GenerationOutput
+    from idlm.sampling.generate import generate as generate
+
+_HOMES = {
+    "load": "idlm.models.loading",
+    "generate": "idlm.sampling.generate",
+    "GenerationOutput": "idlm.sampling.generate",
+}
+_SUBMODULES = {"metrics", "models", "objectives", "processes", "sampling", "schedules", "training"}
+
+__all__ = ["GenerationOutput", "__version__", "generate", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _SUBMODULES:
+        return import_module(f"idlm.{name}")
+    raise AttributeError(f"module 'idlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_SUBMODULES})

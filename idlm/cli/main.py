@@ -1,0 +1,153 @@
+"""Entry point of ``idlm`` and ``lightning``: find the command, run it, turn errors into exit codes.
+
+Exit codes: 0 done, 2 bad usage or bad input (one sentence on stderr), 1 a fault of this program
+(a traceback), 130 interrupted, 141 when the reader of stdout went away.
+
+Nothing here imports torch: ``idlm --help`` and a mistyped command answer at once, and each command
+module is imported only when its command runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import select
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+from idlm.errors import UserError
+
+# name: (module with ``run(argv)``, help line). The first three share LightningCLI, which wants
+# the subcommand as its first argument.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("idlm.cli.fit", "train or distil what a YAML file describes"),
+    "validate": ("idlm.cli.fit", "measure a checkpoint on the validation split"),
+    "test": ("idlm.cli.fit", "measure a checkpoint on the test split"),
+    "generate": ("idlm.cli.generate", "write text with a checkpoint, in as many calls as you ask"),
+    "evaluate": ("idlm.cli.evaluate", "measure generated text: perplexity, entropy, diversity"),
+    "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
+}
+LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")
+
+EXIT_FAULT = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
+
+
+def help_text() -> str:
+    """What ``idlm --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: idlm COMMAND [options]        (`lightning` is the same program)",
+            "",
+            "Inverse-distilled diffusion language models: train a masked diffusion teacher, distil",
+            "it into a generator of a few steps, generate, and measure.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            "  -h, --help     this text; `idlm COMMAND --help` has the options of a command",
+            "  -V, --version  the version",
+            "",
+            "IDLM_DEBUG=1 in the environment adds a traceback to every error.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line.
+
+    Args:
+        argv: the arguments after the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: for every outcome but success, with the exit codes listed at the top.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _dispatch(arguments)
+        # A closed pipe often shows only at the flush; here it can still be answered quietly.
+        sys.stdout.flush()
+    except UserError as error:
+        if os.environ.get("IDLM_DEBUG") == "1":
+            traceback.print_exc()
+        _fail(f"idlm: error: {error}", EXIT_USAGE)
+    except KeyboardInterrupt:
+        _fail("idlm: interrupted", EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        # Lightning answers Ctrl-C by exit(1) from its `except KeyboardInterrupt`.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            _fail("idlm: interrupted", EXIT_INTERRUPTED)
+        raise
+    except BrokenPipeError:
+        if not _stdout_reader_is_gone():
+            _report_fault()
+        # Python flushes stdout once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_PIPE_CLOSED) from None
+    except Exception:  # noqa: BLE001 - the last line of defence prints what it caught
+        _report_fault()
+
+
+def _dispatch(arguments: list[str]) -> None:
+    """Answer the options of the program itself, or import and run the command named first."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        from idlm import __version__
+
+        print(f"idlm {__version__}")
+        return
+    if name not in COMMANDS:
+        raise UserError(_unknown(name))
+    module, _ = COMMANDS[name]
+    run = importlib.import_module(module).run
+    run([name, *rest] if name in LIGHTNING_SUBCOMMANDS else rest)
+
+
+def _unknown(name: str) -> str:
+    """One sentence about a first argument that is no command."""
+    if name.startswith("-"):
+        return f"{name!r} comes before any command; type `idlm COMMAND {name}` or `idlm --help`"
+    close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    hint = f"did you mean `idlm {close[0]}`?" if close else "type `idlm --help` for what each does"
+    return f"there is no command {name!r} (there are {', '.join(COMMANDS)}); {hint}"
+
+
+def _stdout_reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more; a pipe to a dead worker breaks differently."""
+    try:
+        watcher = select.poll()
+        watcher.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # stdout is an object in memory, no pipe
+        return False
+    return any(event & select.POLLERR for _, event in watcher.poll(0))
+
+
+def _report_fault() -> NoReturn:
+    """Print the exception being handled and whose fault it is."""
+    traceback.print_exc()
+    _fail(
+        "idlm: this is a fault of idlm, not of your input; please report it, with the command and "
+        "the traceback above, in the project's issue tracker",
+        EXIT_FAULT,
+    )
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    """Print one sentence on stderr and leave."""
+    print(sentence, file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

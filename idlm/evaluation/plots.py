@@ -1,0 +1,219 @@
+"""The frontier as a picture: GenPPL against entropy, and against steps.
+
+``python -m idlm.evaluation.plots eval/results/frontier.json eval/results/frontier.png``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idlm.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, Any]
+
+# Okabe and Ito's palette, told apart by every kind of colour vision; shapes differ as well.
+_MODEL_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_MODEL_MARKERS = ("o", "s", "D", "P")
+_TEACHER_MARKERS = ("v", "^", "<", ">", "d", "X", "h", "p")
+_TEACHER_COLOUR = "#0072B2"
+_INK = "#444444"
+
+
+def plot_frontier(
+    summary: Sequence[Row],
+    path: str | Path,
+    *,
+    teacher: str,
+    reference: Row | None = None,
+    note: str = "",
+) -> Path:
+    """Draw two panels and write a PNG of 150 dpi.
+
+    Left: GenPPL against entropy; the teacher's temperature curve of each step count is a line,
+    the other models are markers with their steps, held-out text is a star. Lower is better at
+    equal entropy. Right: GenPPL against steps at temperature 1. Bars are the standard deviation
+    over seeds.
+
+    Args:
+        summary: rows of :func:`idlm.evaluation.compare.summarise`.
+        path: the PNG to write; it appears only when complete.
+        teacher: label of the model whose temperature curves are drawn.
+        reference: held-out text with ``gen_ppl`` and ``entropy``.
+        note: one line of conditions under the panels.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: if no row has a perplexity, or the file cannot be written.
+    """
+    rows = [row for row in summary if row["gen_ppl_mean"] is not None]
+    if not rows:
+        raise UserError("there is nothing to plot: no row of the summary has a perplexity")
+    # A figure of its own canvas, no pyplot: no window system and no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.5, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    _entropy_panel(left, rows, teacher, reference)
+    _steps_panel(right, rows, teacher, reference)
+    if note:
+        figure.supxlabel(note, fontsize=8.5, color=_INK)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
+    own = [row for row in rows if row["label"] == teacher]
+    shades = _shades(sorted({row["steps"] for row in own}))
+    for number, (steps, colour) in enumerate(shades.items()):
+        curve = sorted((r for r in own if r["steps"] == steps), key=lambda r: r["temperature"])
+        marker = _TEACHER_MARKERS[number % len(_TEACHER_MARKERS)]
+        _points(axes, curve, "entropy_mean", colour=colour, marker=marker, line="-", size=5,
+                label=f"{teacher}, {steps} steps")
+        for row in curve:
+            if len(curve) > 1 and number == 0:  # one curve is enough to show which way T goes
+                _tag(axes, row, f"T={row['temperature']:g}", colour, offset=(6, -11))
+    for number, name in enumerate(_others(rows, teacher)):
+        colour, marker = _style(number)
+        points = sorted((r for r in rows if r["label"] == name), key=lambda r: r["steps"])
+        _points(axes, points, "entropy_mean", colour=colour, marker=marker, line="", size=9,
+                label=f"{name} (steps beside it)")
+        for row in points:
+            hot = "" if row["temperature"] == 1.0 else f", T={row['temperature']:g}"
+            _tag(axes, row, f"{row['steps']}{hot}", colour, offset=(8, 5), bold=True)
+    if reference is not None and reference["gen_ppl"] is not None:
+        axes.plot(reference["entropy"], reference["gen_ppl"], marker="*", markersize=17,
+                  linestyle="", color="black", label="held-out text", zorder=5)
+    axes.set_xlabel("entropy of a sample's tokens (nats)")
+    axes.set_title("At equal entropy, lower is better", fontsize=11)
+    _finish(axes)
+
+
+def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
+    plain = [row for row in rows if row["temperature"] == 1.0]
+    styles = {teacher: (_TEACHER_COLOUR, "v")}
+    styles |= {name: _style(i) for i, name in enumerate(_others(rows, teacher))}
+    for name, (colour, marker) in styles.items():
+        points = sorted((r for r in plain if r["label"] == name), key=lambda r: r["steps"])
+        if points:
+            _points(axes, points, "steps", colour=colour, marker=marker, line="-", size=7,
+                    label=name)
+    if reference is not None and reference["gen_ppl"] is not None:
+        axes.axhline(reference["gen_ppl"], linestyle="--", color="black", label="held-out text")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["steps"] for row in plain}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("sampler steps (network calls), temperature 1")
+    axes.set_title("Fewer calls", fontsize=11)
+    _finish(axes)
+
+
+def _points(
+    axes: Axes, rows: Sequence[Row], x: str, *, colour: Any, marker: str, line: str, size: float,
+    label: str,
+) -> None:
+    """Means with bars of one standard deviation over seeds, where there are several."""
+    def bars(name: str) -> list[float]:
+        return [row.get(f"{name}_sd") or 0.0 for row in rows]
+
+    axes.errorbar(
+        [row[x] for row in rows], [row["gen_ppl_mean"] for row in rows], yerr=bars("gen_ppl"),
+        xerr=bars("entropy") if x == "entropy_mean" else None, color=colour, marker=marker,
+        linestyle=line, markersize=size, linewidth=1.5, elinewidth=1, capsize=2, label=label,
+        zorder=4 if line == "" else 3,
+    )
+
+
+def _tag(
+    axes: Axes, row: Row, text: str, colour: Any, *, offset: tuple[int, int], bold: bool = False
+) -> None:
+    axes.annotate(text, (row["entropy_mean"], row["gen_ppl_mean"]), xytext=offset,
+                  textcoords="offset points", fontsize=8, color=colour,
+                  fontweight="bold" if bold else "normal", zorder=6)
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axes.get_ylim()
+    if high / low < 20:  # too short for decades alone
+        axes.yaxis.set_minor_formatter(lambda value, _: _minor(value))
+    axes.set_ylabel("generative perplexity (log scale)")
+    axes.grid(visible=True, which="both", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8.5, framealpha=0.9)
+
+
+def _minor(value: float) -> str:
+    """Labels at 2, 3, 5 of a decade: the others would overlap."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "235" else ""
+
+
+def _others(rows: Sequence[Row], teacher: str) -> list[str]:
+    return [name for name in dict.fromkeys(row["label"] for row in rows) if name != teacher]
+
+
+def _style(number: int) -> tuple[str, str]:
+    return (_MODEL_COLOURS[number % len(_MODEL_COLOURS)],
+            _MODEL_MARKERS[number % len(_MODEL_MARKERS)])
+
+
+def _shades(steps: Sequence[int]) -> dict[int, Any]:
+    """From light to dark blue with the steps: an order that needs no colour vision."""
+    from matplotlib import colormaps
+
+    shade = colormaps["Blues"]
+    return {n: shade(0.45 + 0.5 * i / max(1, len(steps) - 1)) for i, n in enumerate(steps)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw a results file of :mod:`idlm.evaluation.frontier`."""
+    parser = argparse.ArgumentParser(prog="python -m idlm.evaluation.plots", description=__doc__)
+    parser.add_argument("results", help="JSON of idlm.evaluation.frontier")
+    parser.add_argument("output", help="PNG to write")
+    args = parser.parse_args(argv)
+    try:
+        print(_draw(args.results, args.output))
+    except UserError as error:
+        print(f"idlm: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _draw(results: str, output: str) -> Path:
+    try:
+        found = json.loads(Path(results).read_text(encoding="utf-8"))
+        summary, protocol, reference = found["summary"], found["protocol"], found["reference"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{results} is no results file ({type(error).__name__}); make one with "
+            "python -m idlm.evaluation.frontier"
+        ) from error
+    note = (f"judged by {protocol['evaluator']}; {protocol['num_samples']} samples of "
+            f"{protocol['length']} tokens per seed, {len(protocol['seeds'])} seeds; bars: 1 sd")
+    return plot_frontier(summary, output, teacher=protocol["teacher"], reference=reference,
+                         note=note)
+
+
+if __name__ == "__main__":
+    main()

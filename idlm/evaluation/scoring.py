@@ -1,0 +1,66 @@
+"""The numbers of one set of samples, each with its standard error over samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from idlm.metrics import DistinctN, Evaluator, GenerativePerplexity
+from idlm.metrics.diversity import sequence_entropies
+
+
+def score(
+    tokens: Tensor, texts: Sequence[str], evaluator: Evaluator, *, device: str = "cpu"
+) -> dict[str, Any]:
+    """Perplexity, entropy and distinct bigrams of samples, each with its standard error.
+
+    Args:
+        tokens: the model's own tokens, int64 ``[N, L]``.
+        texts: the same samples as text.
+        evaluator: the judging model.
+        device: of the evaluator.
+    """
+    started = time.perf_counter()
+    metric = GenerativePerplexity(evaluator, batch_size=1, device=device)
+    nll: list[float] = []
+    count: list[float] = []
+    for text in texts:
+        before = float(metric.nll_sum), float(metric.token_count)
+        metric.update([text])
+        nll.append(float(metric.nll_sum) - before[0])
+        count.append(float(metric.token_count) - before[1])
+    gen_ppl = float(metric.compute())
+    entropies = sequence_entropies(tokens)
+    distinct = DistinctN(2, mode="per_sequence")
+    distinct.update(tokens)
+    return {
+        "gen_ppl": _finite(gen_ppl),
+        "gen_ppl_stderr": _finite(gen_ppl * _ratio_stderr(nll, count)),
+        "entropy": _finite(float(entropies.mean())),
+        "entropy_stderr": _finite(float(entropies.std()) / math.sqrt(len(entropies))),
+        "distinct_2_per_sequence": _finite(float(distinct.compute())),
+        "evaluation": metric.conditions(),
+        "seconds_scoring": time.perf_counter() - started,
+    }
+
+
+def _ratio_stderr(nll: list[float], count: list[float]) -> float:
+    """Standard error of sum(nll) / sum(count) over independent samples (delta method); nan for 1.
+
+    exp of it is the perplexity, whose relative standard error this therefore is.
+    """
+    n, total = len(nll), sum(count)
+    if n < 2 or total == 0:
+        return math.nan
+    mean = sum(nll) / total
+    squares = sum((a - mean * b) ** 2 for a, b in zip(nll, count, strict=True))
+    return math.sqrt(squares * n / (n - 1)) / total
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no nan: a number that does not exist is null."""
+    return value if math.isfinite(value) else None

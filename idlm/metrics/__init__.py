@@ -1,0 +1,17 @@
+"""Metrics of generated text, all ``torchmetrics.Metric``: states add up across processes."""
+
+from __future__ import annotations
+
+from idlm.metrics.diversity import DistinctN, Entropy
+from idlm.metrics.evaluators import Evaluator, load_evaluator
+from idlm.metrics.gradient import GradientMoment
+from idlm.metrics.perplexity import GenerativePerplexity
+
+__all__ = [
+    "DistinctN",
+    "Entropy",
+    "Evaluator",
+    "GenerativePerplexity",
+    "GradientMoment",
+    "load_evaluator",
+]

@@ -1,0 +1,231 @@
+"""The diffusion transformer of MDLM and Duo, with the published parameter names and shapes.
+
+Axes: B batch, L length, D hidden_dim, C cond_dim, V vocab_size (methods A.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from idlm.models.attention import attend, rotary_tables, rotate
+from idlm.models.config import DiffusionConfig
+
+_FREQUENCIES = 256
+
+
+class Latent(NamedTuple):
+    """epsilon, the generator's noise input; a part that the network lacks is ``None``.
+
+    Attributes:
+        vector: global Gaussian vector ``[B, G]``, enters every adaLN.
+        position: Gaussian noise per position ``[B, L, P]``, added to the mask embedding.
+    """
+
+    vector: Tensor | None
+    position: Tensor | None
+
+
+class LayerNorm(nn.Module):
+    """Layer norm without bias, computed in fp32 at least (eps 1e-5)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return F.layer_norm(wide, wide.shape[-1:]) * self.weight
+
+
+class VocabEmbed(nn.Module):
+    """The token embedding, a bare parameter as published."""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look up integer states ``[B, L]``, or mix by softmax of float states ``[B, L, V]``."""
+        if tokens.is_floating_point():
+            # Duo's relaxed input; full precision because the mixture is nearly one-hot (B.6)
+            with torch.autocast(tokens.device.type, enabled=False):
+                return torch.softmax(tokens.to(self.embedding.dtype), -1) @ self.embedding
+        return self.embedding[tokens]
+
+
+class SigmaMap(nn.Module):
+    """Sinusoidal embedding of sigma, cosine first, through a two-layer MLP."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(_FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        half = _FREQUENCIES // 2
+        dtype = next(self.mlp.parameters()).dtype
+        index = torch.arange(half, device=sigma.device, dtype=torch.float32)
+        frequency = torch.exp(-math.log(10000.0) * index / half)
+        angle = sigma.to(torch.promote_types(dtype, torch.float32)).unsqueeze(-1) * frequency
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype))
+
+
+class Rotary(nn.Module):
+    """Holds ``inv_freq`` (base 10000), a buffer that published checkpoints carry."""
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, dim, 2).float() / dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        """Never below fp32: half precision would move the angles at position 1000 by radians."""
+        kept = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype in (torch.float16, torch.bfloat16):
+            self.inv_freq = kept.to(self.inv_freq.device)
+        return self
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated and gated by adaLN."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.n_heads = config.n_heads
+        self.norm1 = LayerNorm(dim)
+        self.attn_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+        )
+        self.adaLN_modulation = nn.Linear(config.cond_dim, 6 * dim)
+        nn.init.zeros_(self.adaLN_modulation.weight)
+        nn.init.zeros_(self.adaLN_modulation.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.attention = "auto"
+
+    def forward(self, x: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """One block: states ``[B, L, D]``, modulation ``[B, 6D]`` of adaLN and latent."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, -1)
+        y = self.norm1(x) * (1 + scale_a) + shift_a
+        batch, length, dim = y.shape
+        qkv = self.attn_qkv(y.to(x.dtype))
+        q, k, v = qkv.view(batch, length, 3, self.n_heads, dim // self.n_heads).unbind(2)
+        # rotate in the tables' precision, attend in the projections'
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        mixed = attend(q, k, v, backend=self.attention).reshape(batch, length, dim)
+        x = x + gate_a * self.dropout(self.attn_out(mixed))
+        y = self.norm2(x) * (1 + scale_m) + shift_m
+        return x + gate_m * self.dropout(self.mlp(y.to(x.dtype)))
+
+
+class OutputLayer(nn.Module):
+    """Final norm, its modulation, and the vocabulary projection (the head)."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(config.hidden_dim)
+        self.linear = nn.Linear(config.hidden_dim, config.vocab_size)
+        self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_dim)
+        for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
+            nn.init.zeros_(parameter)
+
+
+class LatentMap(nn.Module):
+    """Where epsilon enters: zero-initialised, so that a loaded teacher is reproduced exactly.
+
+    The global vector adds its own rows to every adaLN instead of sharing the published ones:
+    with ``time_conditioning`` off those have only ever seen one conditioning vector, and pass
+    nothing in the other directions.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        dim, hidden = config.hidden_dim, config.cond_dim
+        self.embed: nn.Linear | None = None
+        self.position: nn.Linear | None = None
+        if config.latent_global:
+            self.embed = nn.Linear(config.latent_global, hidden)
+            self.blocks = nn.ModuleList(
+                nn.Linear(hidden, 6 * dim, bias=False) for _ in range(config.n_blocks)
+            )
+            self.output = nn.Linear(hidden, 2 * dim, bias=False)
+            for layer in (*self.blocks, self.output):
+                nn.init.zeros_(layer.weight)
+        if config.latent_position:
+            self.position = nn.Linear(config.latent_position, dim, bias=False)
+            nn.init.zeros_(self.position.weight)
+
+    def modulations(self, vector: Tensor) -> list[Tensor]:
+        """What the global vector ``[B, G]`` adds to each block's modulation, output last."""
+        assert self.embed is not None  # the caller checks the configuration
+        hidden = F.silu(self.embed(vector.to(self.embed.weight.dtype)))
+        return [layer(hidden) for layer in (*self.blocks, self.output)]
+
+
+class DiT(nn.Module):
+    """The backbone: states, sigma and latent in, features after the final norm out."""
+
+    blocks: nn.ModuleList
+    output_layer: OutputLayer
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.time_conditioning = config.time_conditioning
+        self.mask_id = config.vocab_size - 1 if config.process == "absorbing" else None
+        self.vocab_embed = VocabEmbed(config.vocab_size, config.hidden_dim)
+        self.sigma_map = SigmaMap(config.cond_dim)
+        self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.output_layer = OutputLayer(config)
+        has_latent = config.latent_global or config.latent_position
+        self.latent = LatentMap(config) if has_latent else None
+        self.gradient_checkpointing = False
+
+    def forward(self, tokens: Tensor, sigma: Tensor, latent: Latent | None) -> Tensor:
+        """Features ``[B, L, D]`` ready for the head.
+
+        Args:
+            tokens: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
+            sigma: ``[B]``; ignored when the network has no time conditioning.
+            latent: epsilon, or ``None`` for a network without.
+        """
+        if not self.time_conditioning:
+            sigma = torch.zeros_like(sigma)
+        c = F.silu(self.sigma_map(sigma))
+        x = self.vocab_embed(tokens)
+        extra: list[Any] = [None] * (len(self.blocks) + 1)
+        if latent is not None and self.latent is not None:
+            if latent.position is not None and self.latent.position is not None:
+                noise = self.latent.position(latent.position.to(x.dtype))
+                if self.mask_id is not None:
+                    noise = noise * (tokens == self.mask_id).unsqueeze(-1)
+                x = x + noise
+            if latent.vector is not None:
+                extra = list(self.latent.modulations(latent.vector))
+        cos, sin = rotary_tables(self.rotary_emb.inv_freq, x.shape[1])
+        for module, more in zip(self.blocks, extra[:-1], strict=True):
+            block = cast(Block, module)
+            modulation = block.adaLN_modulation(c)
+            modulation = modulation if more is None else modulation + more
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, modulation, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, modulation, cos, sin)
+        modulation = self.output_layer.adaLN_modulation(c)
+        modulation = modulation if extra[-1] is None else modulation + extra[-1]
+        shift, scale = modulation.unsqueeze(1).chunk(2, -1)
+        return self.output_layer.norm_final(x) * (1 + scale) + shift

@@ -1,0 +1,167 @@
+"""The denoiser as users hold it: a Hugging Face model around the DiT and its process."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from idlm import random
+from idlm.errors import UserError
+from idlm.models.attention import check_backend
+from idlm.models.config import DiffusionConfig
+from idlm.models.dit import Block, DiT, Latent
+from idlm.processes import Process, make_process
+
+
+class DiffusionLM(PreTrainedModel):
+    """A denoiser, or a generator when it has a latent.
+
+    ``features`` runs the backbone over all positions; ``head`` turns the features of just the
+    positions that are needed into logits; calling the model is their composition.
+    """
+
+    config_class = DiffusionConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__(config)
+        self.backbone = DiT(config)
+        self._process = make_process(
+            config.process,
+            config.vocab_size,
+            schedule=config.schedule,
+            eps=config.schedule_eps,
+        )
+        self.post_init()  # transformers' bookkeeping, which from_pretrained needs
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Modules initialise themselves; transformers must not do it again."""
+
+    @property
+    def process(self) -> Process:
+        """The process this network was trained for."""
+        return self._process
+
+    @property
+    def has_latent(self) -> bool:
+        """Whether the network takes noise, that is, whether it is a generator."""
+        return self.backbone.latent is not None
+
+    def set_attention(self, backend: str) -> None:
+        """Choose ``auto``, ``sdpa`` or ``flash`` for every block.
+
+        Raises:
+            UserError: for another name, or flash-attn that is not installed.
+        """
+        check_backend(backend)
+        for block in self.backbone.blocks:
+            cast(Block, block).attention = backend
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.backbone.gradient_checkpointing = enabled
+
+    def compile_backbone(self, **options: Any) -> None:
+        """``torch.compile`` in place: parameter names, and so saved files, stay as they are."""
+        self.backbone.compile(**options)
+
+    def sample_latent(self, sample: Tensor, length: int, *, seed: int, step: int) -> Latent | None:
+        """epsilon for samples ``[B]`` at one step, a pure function of seed, sample and step.
+
+        Returns:
+            The latent in fp32 on the device of ``sample``; ``None`` for a network without.
+        """
+        if not self.has_latent:
+            return None
+        keys: dict[str, Any] = {"sample": sample, "seed": seed, "step": step}
+        g, p = self.config.latent_global, self.config.latent_position
+        stream = random.Stream
+        return Latent(
+            random.normal(g, stream=stream.LATENT_GLOBAL, **keys) if g else None,
+            random.normal(length, p, stream=stream.LATENT_POSITION, **keys) if p else None,
+        )
+
+    def _fresh_latent(self, batch: int, length: int, device: torch.device) -> Latent | None:
+        if not self.has_latent:
+            return None
+        g, p = self.config.latent_global, self.config.latent_position
+        return Latent(
+            torch.randn(batch, g, device=device) if g else None,
+            torch.randn(batch, length, p, device=device) if p else None,
+        )
+
+    def features(
+        self,
+        input_ids: Tensor,
+        timesteps: Tensor | None = None,
+        latent: Latent | None = None,
+    ) -> Tensor:
+        """Features after the final norm, ``[B, L, D]``.
+
+        Args:
+            input_ids: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
+            timesteps: sigma ``[B]``; zero when left out, which only a network without time
+                conditioning accepts.
+            latent: epsilon; a generator draws fresh noise at every call when it is left out.
+
+        Raises:
+            UserError: if a time-conditioned network gets no ``timesteps``.
+        """
+        batch, length = input_ids.shape[:2]
+        if timesteps is None:
+            if self.config.time_conditioning:
+                raise UserError(
+                    "this network is conditioned on time but timesteps is None; "
+                    "pass sigma_t = -log alpha_t, one per sequence, [B]"
+                )
+            timesteps = torch.zeros(batch, device=input_ids.device)
+        if latent is None:
+            latent = self._fresh_latent(batch, length, input_ids.device)
+        return self.backbone(input_ids, timesteps.reshape(-1).expand(batch), latent)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Raw logits ``[..., V]`` of features ``[..., D]``.
+
+        Always in the weights' own precision: in bf16 the logits would carry an error as large
+        as the difference between teacher and fake model (methods C.7.12).
+        """
+        linear = self.backbone.output_layer.linear
+        with torch.autocast(features.device.type, enabled=False):
+            return linear(features.to(linear.weight.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        timesteps: Tensor | None = None,
+        latent: Latent | None = None,
+        **unused: Any,
+    ) -> MaskedLMOutput:
+        """Raw logits ``[B, L, V]`` under ``.logits``, as the published models return."""
+        extra = sorted(name for name, value in unused.items() if name != "return_dict" and value)
+        if extra:
+            raise UserError(
+                f"the model got {', '.join(extra)}, which it does not take; "
+                "pass input_ids, timesteps and latent only"
+            )
+        return MaskedLMOutput(logits=self.head(self.features(input_ids, timesteps, latent)))
+
+    def with_latent(self, *, latent_global: int, latent_position: int) -> DiffusionLM:
+        """A generator with this network's weights and a silent (zero-initialised) latent.
+
+        Its first forward pass equals this network's whatever the noise.
+        """
+        config = copy.deepcopy(self.config)
+        config.latent_global, config.latent_position = latent_global, latent_position
+        generator = type(self)(config)
+        weights = {k: v for k, v in self.state_dict().items() if ".latent." not in k}
+        missing, unexpected = generator.load_state_dict(weights, strict=False)
+        if unexpected or any(".latent." not in name for name in missing):
+            raise RuntimeError(f"copying the teacher left {missing} unset and {unexpected} unused")
+        return generator.to(device=self.device, dtype=self.dtype).train(self.training)

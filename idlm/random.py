@@ -1,0 +1,119 @@
+"""Stateless random numbers: every draw is a pure function of the keys that name it.
+
+Noise keyed by ``(seed, step, sample, stream)`` is the same whatever the batch size, the device,
+the number of processes or the moment of a resume, and no generator state has to be saved.
+The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011), written in int64 tensor arithmetic; the tests hold it to the published known answers.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+_ROUNDS = 10
+
+
+class Stream(IntEnum):
+    """What a number is used for, so that no two uses share their randomness."""
+
+    TIME = 0
+    CORRUPT = 1
+    LATENT_GLOBAL = 2
+    LATENT_POSITION = 3
+    TOKEN = 4
+    RENOISE = 5
+    TIME_2 = 6
+    PERMUTE = 7
+    REVEAL = 8
+    DROPOUT = 9
+    LATENT_MIX = 10
+
+
+def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10: four 32-bit words for each four-word counter under a two-word key.
+
+    Args:
+        counter: four int64 tensors of one shape, each holding values in ``[0, 2**32)``.
+        key: two integers in ``[0, 2**32)``.
+
+    Returns:
+        Four int64 tensors of that shape with values in ``[0, 2**32)``.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # The int64 product wraps but keeps the right 64 bits; masking undoes the sign extension.
+        p0, p1 = c0 * _M0, c2 * _M1
+        hi0, lo0 = (p0 >> 32) & _LOW, p0 & _LOW
+        hi1, lo1 = (p1 >> 32) & _LOW, p1 & _LOW
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return [c0, c1, c2, c3]
+
+
+def _words(shape: tuple[int, ...], sample: Tensor, seed: int, step: int, stream: int) -> list:
+    """Counter = (item within the sample, sample, step, stream), key = the seed's 64 bits."""
+    items = math.prod(shape)
+    item = torch.arange(items, device=sample.device)
+    rows = sample.to(torch.int64).reshape(-1, 1)
+    ones = torch.ones_like(rows) * torch.ones_like(item)
+    high = (rows >> 32) & 0xFFF
+    counter = [
+        ones * item,
+        ones * (rows & _LOW),
+        ones * (step & _LOW),
+        # stream, the sample's and the step's high bits share the last word
+        ones * stream + ones * (high << 8) + ones * (((step >> 32) & 0xFFF) << 20),
+    ]
+    return philox(counter, (seed & _LOW, (seed >> 32) & _LOW))
+
+
+def uniform(
+    *shape: int, sample: Tensor, seed: int, step: int, stream: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Uniform numbers in ``[0, 1)`` with 53 random bits, one block of ``shape`` per sample.
+
+    Args:
+        shape: shape of one sample's block.
+        sample: running numbers of the samples, int64 ``[B]``, each in ``[0, 2**44)``.
+        seed: the run's seed.
+        step: the step the numbers belong to.
+        stream: a :class:`Stream`.
+        dtype: float64 by default; float32 rounds, and may then return exactly 1.
+
+    Returns:
+        ``[B, *shape]`` on the device of ``sample``.
+    """
+    w0, w1, _, _ = _words(shape, sample, seed, step, stream)
+    value = ((w0 >> 5) * 67108864 + (w1 >> 6)).to(torch.float64) * (1.0 / 9007199254740992.0)
+    return value.reshape(sample.shape[0], *shape).to(dtype or torch.float64)
+
+
+def normal(
+    *shape: int, sample: Tensor, seed: int, step: int, stream: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Standard normal numbers (Box-Muller on 32-bit words), one block of ``shape`` per sample.
+
+    Arguments as :func:`uniform`; ``[B, *shape]``, float32 by default.
+    """
+    w0, w1, _, _ = _words(shape, sample, seed, step, stream)
+    # u in (0, 1]: the logarithm stays finite.
+    radius = torch.sqrt(-2.0 * torch.log((w0.to(torch.float64) + 1.0) / 4294967296.0))
+    angle = (2.0 * math.pi / 4294967296.0) * w1.to(torch.float64)
+    value = radius * torch.cos(angle)
+    return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
+
+
+def permutation(size: int, *, seed: int, step: int, stream: int = Stream.PERMUTE) -> Tensor:
+    """A permutation of ``range(size)`` that every process computes alike, int64 ``[size]``."""
+    keys = uniform(
+        size, sample=torch.zeros(1, dtype=torch.int64), seed=seed, step=step, stream=stream
+    )
+    return torch.argsort(keys[0], stable=True)

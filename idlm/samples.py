@@ -1,0 +1,155 @@
+"""``samples.jsonl``: generated samples and the conditions they were made under.
+
+The first line is a header object: checkpoint, revision, steps, nfe, length, temperature, top_p,
+sampling_dtype, seconds, num_samples, seed. Each further line is one sample: text, tokens, seed,
+index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from idlm.errors import UserError
+
+# Far beyond any vocabulary: a larger number is damage, and counters of its size would not fit.
+LARGEST_TOKEN = (1 << 24) - 1
+
+
+def write_samples(
+    path: str | Path, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> Path:
+    """Write a header and samples; the file appears under its name only when complete.
+
+    Args:
+        path: where; folders are made, an existing file is replaced.
+        header: the conditions; tensors and arrays are written as lists.
+        rows: samples with ``text`` (string) and ``tokens`` (integers ``[L]``).
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: if the file cannot be written.
+        ValueError: if a row lacks ``text`` or ``tokens``, or a number is not finite.
+    """
+    return replace_file(path, _lines(header, rows))
+
+
+def replace_file(path: str | Path, pieces: Iterable[str]) -> Path:
+    """Write text piece by piece; the file appears under its name only when complete.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): name a file in a folder you may write to"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read a file of :func:`write_samples`.
+
+    Returns:
+        The header, and one or more samples whose ``text`` is a string and whose ``tokens`` is a
+        list of one or more integers.
+
+    Raises:
+        UserError: if the file is missing, not UTF-8, or a line is not what it should be.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise UserError(
+            f"samples file {str(path)!r} cannot be read ({error.strerror}): give a file written "
+            "by `idlm generate --output samples.jsonl`"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"samples file {path} is not UTF-8 (byte {error.start}): give a file written by "
+            "`idlm generate`"
+        ) from error
+    objects = [
+        (number, _parse(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not objects or "text" in objects[0][1] or "tokens" in objects[0][1]:
+        raise UserError(
+            f"{path} does not start with a header: its first line must be an object such as "
+            '{"checkpoint": "...", "steps": 16}, without text and tokens'
+        )
+    if len(objects) == 1:
+        raise UserError(f"{path} has a header and no samples: generate at least one")
+    for number, row in objects[1:]:
+        _check(path, number, row)
+    return objects[0][1], [row for _, row in objects[1:]]
+
+
+def _lines(header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    yield _line(header)
+    for number, row in enumerate(rows):
+        if "text" not in row or "tokens" not in row:
+            raise ValueError(f"sample {number} has {sorted(row)}: it needs text and tokens")
+        yield _line(row)
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays and paths as JSON knows them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON")
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line, parse_constant=_refuse)
+    except ValueError as error:
+        raise UserError(
+            f"{path} line {number} is not JSON ({error}): every line must be one JSON object"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} line {number} is a {type(value).__name__}: every line must be one JSON object"
+        )
+    return value
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _check(path: Path, number: int, row: Mapping[str, Any]) -> None:
+    if not isinstance(row.get("text"), str):
+        raise UserError(f'{path} line {number} has no "text" string: every sample needs one')
+    tokens = row.get("tokens")
+    if not (isinstance(tokens, list) and tokens and all(map(_is_token, tokens))):
+        raise UserError(
+            f'{path} line {number} has no "tokens": every sample needs a list of one or more '
+            f"token ids from 0 to {LARGEST_TOKEN}"
+        )
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_TOKEN

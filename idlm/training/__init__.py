@@ -1,0 +1,27 @@
+"""Lightning modules: teacher, distillation, evaluator, and their callbacks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from idlm.training.callbacks import CollapseGuard as CollapseGuard
+    from idlm.training.distil import DistillationModule as DistillationModule
+    from idlm.training.evaluator import EvaluatorModule as EvaluatorModule
+    from idlm.training.teacher import TeacherModule as TeacherModule
+
+_HOMES = {
+    "CollapseGuard": "callbacks",
+    "DistillationModule": "distil",
+    "EvaluatorModule": "evaluator",
+    "TeacherModule": "teacher",
+}
+
+__all__ = ["CollapseGuard", "DistillationModule", "EvaluatorModule", "TeacherModule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"idlm.training.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'idlm.training' has no attribute {name!r}")

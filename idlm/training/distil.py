@@ -1,0 +1,318 @@
+"""Distil a teacher into a few-step generator: fake and student updates take turns.
+
+The module never knows which objective or process it runs. Read :meth:`DistillationModule.
+training_step` first: it is the whole loop.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from idlm.errors import UserError
+from idlm.models import DiffusionLM, export_folder, fetch, load, load_tokenizer
+from idlm.models.cards import student_card
+from idlm.objectives.alternating import AlternatingDistillation
+from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.training.checkpoints import best_checkpoint
+from idlm.training.loop import (
+    CHECKPOINT_FILES,
+    Batch,
+    Decay,
+    UpdateModule,
+    average_weights,
+    lr_factor,
+)
+
+_TEACHER = "teacher."
+
+
+class DistillationModule(UpdateModule):
+    """Teacher (frozen), fake model and student, all from the teacher's weights.
+
+    One training step is one update on its own batch: ``fake_per_student`` fake updates, then one
+    student update, and so on. Only the student has an EMA, which is what is exported.
+
+    Args:
+        teacher: checkpoint folder, bundled model or hub id.
+        objective: how the two losses are formed; see :mod:`idlm.objectives`.
+        student: checkpoint to start the student from; the teacher if not given.
+        tokenizer: exported with the student; the teacher's own if not given.
+        latent_global, latent_position: sizes of the student's noise, 0 for off; a ``student``
+            that has a latent keeps its own.
+        dropout: of student and fake model; the teacher's config decides if not given.
+        max_student_updates: length of the run.
+        fake_per_student: fake updates before each student update.
+        lr, fake_lr: peak learning rates of student and fake model.
+        betas, weight_decay: AdamW's, for both.
+        warmup: student updates of linear warm-up; the fake model warms up alike.
+        decay: ``constant`` (IDLM), ``linear`` or ``cosine``, of both learning rates.
+        clip: largest gradient norm of either network, 0 for none (the published runs use none).
+        ema_decay: of the student.
+        micro_batch_size: sequences per forward pass.
+        attention, compile, gradient_checkpointing: as for the teacher.
+        export_dir: where the finished student goes; ``export`` in the trainer's folder otherwise.
+        export_dtype: floating dtype of the exported weights.
+        seed: keys of all noise.
+
+    Attributes:
+        student_updates: updates of the student so far; saved and resumed.
+        fake_updates: updates of the fake model so far; saved and resumed.
+        collapsed: set by :class:`~idlm.training.callbacks.CollapseGuard` when it stops the run.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        objective: AlternatingDistillation,
+        *,
+        student: str | None = None,
+        tokenizer: str | None = None,
+        latent_global: int = 64,
+        latent_position: int = 64,
+        dropout: float | None = None,
+        max_student_updates: int = 1000,
+        fake_per_student: int = 1,
+        lr: float = 1e-6,
+        fake_lr: float = 1e-6,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup: int = 2500,
+        decay: Decay = "constant",
+        clip: float = 1.0,
+        ema_decay: float = 0.9999,
+        micro_batch_size: int = 8,
+        attention: str = "auto",
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        export_dir: str | None = None,
+        export_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(micro_batch_size=micro_batch_size, clip=clip, seed=seed)
+        for name, value in (
+            ("max_student_updates", max_student_updates),
+            ("fake_per_student", fake_per_student),
+        ):
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        self.save_hyperparameters(ignore=["objective"])
+        self.objective = objective
+        self.student_updates = 0
+        self.fake_updates = 0
+        self.collapsed = False
+        self.networks: Networks | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``max_student_updates`` have been made."""
+        return self.student_updates >= self.hparams["max_student_updates"]
+
+    def prepare_data(self) -> None:
+        """Fetch what comes from the hub (one process of each node)."""
+        h = self.hparams
+        for name in filter(None, (h["teacher"], h["student"])):
+            fetch(name, *CHECKPOINT_FILES)
+        load_tokenizer(h["tokenizer"] or h["teacher"])
+
+    def configure_model(self) -> None:
+        """Load the teacher and build the other two; Lightning calls it once per run."""
+        if self.networks is not None:
+            return
+        h = self.hparams
+        self.teacher = load(h["teacher"]).requires_grad_(False)
+        self.tokenizer = load_tokenizer(h["tokenizer"] or h["teacher"])
+        start = load(h["student"]) if h["student"] else self.teacher
+        self._check_pair(start)
+        torch.manual_seed(self.seed)  # the latent's first weights, alike on every process
+        self.student = (
+            start.with_latent(
+                latent_global=h["latent_global"], latent_position=h["latent_position"]
+            )
+            if not start.has_latent
+            else start
+        )
+        self.student.requires_grad_(True)
+        self.fake = self.teacher.with_latent(latent_global=0, latent_position=0)
+        for network in (self.student, self.fake):
+            network.set_gradient_checkpointing(h["gradient_checkpointing"])
+            if h["dropout"] is not None:
+                set_dropout(network, h["dropout"])
+        self.ema = average_weights(self.student, h["ema_decay"])
+        for network in (self.teacher, self.student, self.fake):
+            network.set_attention(h["attention"])
+            if h["compile"]:
+                network.compile_backbone()
+        self.networks = Networks(self.teacher, self.student, self.fake)
+        self.val_loss, self.val_entropy = MeanMetric(), MeanMetric()
+
+    def _check_pair(self, start: DiffusionLM) -> None:
+        ours, theirs = start.config, self.teacher.config
+        for key in ("vocab_size", "process"):
+            if getattr(ours, key) != getattr(theirs, key):
+                raise UserError(
+                    f"student and teacher differ in {key}: {getattr(ours, key)} against "
+                    f"{getattr(theirs, key)}; start the student from a checkpoint of one family"
+                )
+        if theirs.latent_global or theirs.latent_position:
+            raise UserError(
+                f"teacher {self.hparams['teacher']!r} has a latent, so it is a generator; "
+                "give a teacher without one"
+            )
+
+    def configure_optimizers(self) -> list[dict[str, Any]]:
+        h = self.hparams
+
+        def student_factor(step: int) -> float:
+            return lr_factor(
+                step, warmup=h["warmup"], decay=h["decay"], total=h["max_student_updates"]
+            )
+
+        def fake_factor(step: int) -> float:
+            return student_factor(step // h["fake_per_student"])
+
+        betas, wd = tuple(h["betas"]), h["weight_decay"]
+        return [
+            self.optimizer(self.fake, h["fake_lr"], betas, wd, fake_factor),
+            self.optimizer(self.student, h["lr"], betas, wd, student_factor),
+        ]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update: of the fake model until it has had its share, else of the student."""
+        due = (self.student_updates + 1) * self.hparams["fake_per_student"]
+        if self.fake_updates < due:
+            self._update_fake(batch)
+        else:
+            self._update_student(batch)
+
+    def _update_fake(self, batch: Batch) -> None:
+        networks = self._networks()
+        networks.fake.train()
+        networks.student.eval()  # the student the fake model follows is the one that is sampled
+
+        def loss(tokens: Tensor, draw: Draw) -> LossSum:
+            return self.objective.auxiliary_loss(networks, tokens, draw)
+
+        step = self.student_updates + self.fake_updates
+        out = self.update(batch, loss, which=0, step=step, name="fake")
+        self.fake_updates += 1
+        self._log("fake", out)
+
+    def _update_student(self, batch: Batch) -> None:
+        networks = self._networks()
+        networks.student.train()
+        networks.fake.eval()
+
+        def loss(tokens: Tensor, draw: Draw) -> LossSum:
+            return self.objective.student_loss(networks, tokens, draw)
+
+        step = self.student_updates + self.fake_updates
+        out = self.update(batch, loss, which=1, step=step, name="student")
+        self.ema.update_parameters(networks.student)
+        self.student_updates += 1
+        self._log("student", out)
+        if self.finished:
+            self.trainer.should_stop = True
+
+    def _log(self, name: str, out: dict[str, Tensor]) -> None:
+        shown = ("loss", "tokens_per_second", "student_entropy")
+        for key, value in out.items():
+            own = f"{name}_{key}" if key in ("loss", "grad_norm") else key
+            self.log(f"train/{own}", value, prog_bar=key in shown)
+        self.log("student_updates", float(self.student_updates))
+        self.log("fake_updates", float(self.fake_updates))
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_loss.reset()
+        self.val_entropy.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The student's loss and entropy with EMA weights on held-out text, always the same noise.
+
+        With an auxiliary at its optimum the loss is a divergence between student and teacher,
+        zero for a perfect student; a lagging auxiliary makes it smaller, even negative.
+        """
+        networks = self._networks()._replace(student=self.ema.module)
+        networks.fake.eval()
+        draw = Draw(batch["index"], batch["index"].shape[0], self.seed ^ 0x5EED, 0)
+        result = self.objective.student_loss(networks, batch["input_ids"], draw)
+        self.val_loss.update(result.mean, weight=result.tokens)
+        self.val_entropy.update(result.logs["student_entropy"], weight=result.tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss.compute()
+        # a collapsed student may well have the smallest loss: no checkpoint of it is the best
+        self.log("val/student_loss", math.inf if self.collapsed else loss, prog_bar=True)
+        self.log("val/student_entropy", self.val_entropy.compute())
+
+    def _networks(self) -> Networks:
+        if self.networks is None:
+            raise RuntimeError("the networks exist only after configure_model()")
+        return self.networks
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["student_updates"] = self.student_updates
+        checkpoint["fake_updates"] = self.fake_updates
+        checkpoint["collapsed"] = self.collapsed
+        # the teacher never changes and is loaded from its own checkpoint
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(_TEACHER)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.student_updates = checkpoint["student_updates"]
+        self.fake_updates = checkpoint["fake_updates"]
+        self.configure_model()
+        teacher = {_TEACHER + k: v for k, v in self.teacher.state_dict().items()}
+        checkpoint["state_dict"] = {**teacher, **checkpoint["state_dict"]}
+
+    def on_train_end(self) -> None:
+        """Export the student's EMA weights; after a collapse, those of the best checkpoint."""
+        if self.trainer.is_global_zero and self.student_updates:
+            if self.collapsed and not self._restore_best():
+                print("the student collapsed and no checkpoint was kept, so nothing is exported")
+                return
+            folder = self.hparams["export_dir"] or Path(self.trainer.default_root_dir) / "export"
+            self.export(folder)
+            print(f"student exported to {folder}")
+
+    def _restore_best(self) -> bool:
+        """Put the averaged weights of the best checkpoint back; False if there is none."""
+        checkpoint = best_checkpoint(self.trainer)
+        if checkpoint is None:
+            return False
+        prefix = "ema."
+        state = checkpoint["state_dict"].items()
+        self.ema.load_state_dict({k[len(prefix) :]: v for k, v in state if k.startswith(prefix)})
+        self.student_updates = checkpoint["student_updates"]
+        self.fake_updates = checkpoint["fake_updates"]
+        return True
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the student's EMA weights, tokenizer and model card; returns the folder."""
+        objective = type(self.objective).__name__
+        settings = ", ".join(f"{k}={v}" for k, v in vars(self.objective).items())
+        counts = {"student_updates": self.student_updates, "fake_updates": self.fake_updates}
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        card = student_card(dict(self.hparams), f"{objective} ({settings})", counts, metrics)
+        dtype = getattr(torch, self.hparams["export_dtype"])
+        return export_folder(
+            self.ema.module, folder, tokenizer=self.tokenizer, card=card, dtype=dtype
+        )
+
+
+def set_dropout(network: nn.Module, rate: float) -> None:
+    """Set every dropout of ``network`` to ``rate``.
+
+    Raises:
+        UserError: if the rate is not in [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise UserError(f"dropout is {rate}; it must be in [0, 1)")
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate

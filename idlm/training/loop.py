@@ -1,0 +1,223 @@
+"""What every training here shares: one ``training_step`` is one update of one network.
+
+Updates are manual (Lightning cannot alternate two optimisers by itself), and a batch is split
+into micro batches inside the step, so that no state ever hangs between two steps: a checkpoint
+taken after any step resumes exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from idlm.errors import UserError
+from idlm.objectives.base import Draw, LossSum
+
+Decay = Literal["constant", "linear", "cosine"]
+Batch = dict[str, Tensor]
+
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+# fp16 would need its loss scale undone before clipping; updates of 1e-6 vanish in bf16 weights
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average that starts fast: decay_n = min(decay, (1 + n) / (10 + n)).
+
+    MDLM's rule (methods A.6) in PyTorch's own averaging class; buffers are copied. The n-th update
+    makes ``average += (1 - decay_n) (weights - average)``, from the starting weights on.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise UserError(f"ema_decay is {decay}; it must be in [0, 1), 0 for no averaging")
+
+    @torch.no_grad()
+    def update(averages: Any, currents: Any, count: Any) -> None:
+        n = float(count)
+        weight = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
+        torch._foreach_lerp_(list(averages), list(currents), weight)
+
+    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=False)
+    # PyTorch's first update would copy the weights; in MDLM the starting weights already count
+    averaged.n_averaged += 1
+    return cast(AveragedModel, averaged.requires_grad_(False).eval())
+
+
+def lr_factor(step: int, *, warmup: int, decay: Decay, total: int) -> float:
+    """Learning rate over its peak at update ``step`` (from 0): linear warm-up, then decay to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if decay == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 1.0 - progress if decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class UpdateModule(L.LightningModule):
+    """Base of the trainings: micro batches, clipping, schedules, throughput, the end of the run.
+
+    Args:
+        micro_batch_size: sequences per forward pass; the rest of the batch is accumulated.
+        clip: largest gradient norm; 0 turns clipping off.
+        seed: keys of all noise, see :mod:`idlm.random`.
+    """
+
+    def __init__(self, *, micro_batch_size: int, clip: float, seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if micro_batch_size < 1:
+            raise UserError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        if clip < 0:
+            raise UserError(f"clip is {clip}; it is a gradient norm, 0 turns clipping off")
+        self.micro_batch_size = micro_batch_size
+        self.clip = clip
+        self.seed = seed
+        self.tokenizer: Any = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every update that was asked for has been made."""
+        raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        """Refuse what would train, but wrongly.
+
+        Raises:
+            UserError: for a precision that loses updates, or data in another vocabulary.
+        """
+        precision = str(self.trainer.precision)
+        if precision not in PRECISIONS:
+            raise UserError(
+                f"precision is {precision!r}, which this training does not support; "
+                f"choose one of {', '.join(PRECISIONS)} with --trainer.precision"
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        theirs = getattr(data, "tokenizer", None)
+        if theirs is not None and theirs.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"the data is cut into the {len(theirs)} tokens of {theirs.name_or_path!r} but the "
+                f"model knows the {len(self.tokenizer)} of {self.tokenizer.name_or_path!r}; "
+                "give both the same tokenizer, or leave out --data.init_args.tokenizer"
+            )
+
+    def on_train_start(self) -> None:
+        """A finished run that is resumed makes no further update."""
+        if self.finished:
+            self.trainer.should_stop = True
+
+    def on_test_epoch_start(self) -> None:
+        """Testing is validating: a corpus here has no third split."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As the validation step."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As at the end of a validation."""
+        self.on_validation_epoch_end()
+
+    def optimizer(
+        self,
+        network: nn.Module,
+        lr: float,
+        betas: tuple[float, float],
+        wd: float,
+        factor: Callable[[int], float],
+    ) -> dict[str, Any]:
+        """AdamW over the trainable parameters of ``network`` with its schedule."""
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        adamw = torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=1e-8, weight_decay=wd)
+        return {"optimizer": adamw, "lr_scheduler": LambdaLR(adamw, factor)}
+
+    def _micro_batches(self, batch: Batch, step: int) -> Iterator[tuple[Tensor, Draw]]:
+        tokens, index = batch["input_ids"], batch["index"]
+        global_size = tokens.shape[0] * self.trainer.world_size
+        for start in range(0, tokens.shape[0], self.micro_batch_size):
+            part = slice(start, start + self.micro_batch_size)
+            yield tokens[part], Draw(index[part], global_size, self.seed, step)
+
+    def update(
+        self,
+        batch: Batch,
+        loss: Callable[[Tensor, Draw], LossSum],
+        *,
+        which: int,
+        step: int,
+        name: str,
+    ) -> dict[str, Tensor]:
+        """One optimiser update from one batch: accumulate, check, clip, step.
+
+        Args:
+            batch: ``input_ids`` and ``index``.
+            loss: summed loss of one micro batch.
+            which: number of the optimiser.
+            step: number of this update, which names its noise.
+            name: what the loss is called in logs and errors.
+
+        Returns:
+            ``loss`` in nats per token, ``grad_norm`` before clipping, and the objective's logs.
+
+        Raises:
+            FloatingPointError: if the loss or a gradient is not finite; nothing was changed.
+        """
+        # dropout draws from the global generator: tie it to the update, so that a resumed run
+        # repeats it
+        torch.manual_seed(hash((self.seed, which, step, self.global_rank)) & 0x7FFFFFFF)
+        optimizers = cast(Any, self.optimizers())
+        chosen = optimizers[which] if isinstance(optimizers, list) else optimizers
+        chosen.zero_grad()
+        started = time.perf_counter()
+        logs, norm = self._accumulate(batch, loss, step, chosen)
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(logs["loss"])):
+            raise FloatingPointError(
+                f"{name} update {step}: loss {float(logs['loss'])}, gradient norm {float(norm)}; "
+                "no weight was changed; lower the learning rate or look at this batch"
+            )
+        chosen.step()
+        schedulers = cast(Any, self.lr_schedulers())
+        (schedulers[which] if isinstance(schedulers, list) else schedulers).step()
+        seconds = time.perf_counter() - started
+        tokens = batch["input_ids"].numel() * self.trainer.world_size
+        rate = torch.tensor(tokens / max(seconds, 1e-9))
+        return {**logs, "grad_norm": norm, "tokens_per_second": rate}
+
+    def _accumulate(
+        self, batch: Batch, loss: Callable[[Tensor, Draw], LossSum], step: int, chosen: Any
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of one update, clipped; the logs over all processes, and the norm before."""
+        size = batch["input_ids"].numel()
+        parts = list(self._micro_batches(batch, step))
+        sums: dict[str, Tensor] = {}
+        for number, (tokens, draw) in enumerate(parts, start=1):
+            # processes exchange their gradients once, with the last micro batch
+            with nullcontext() if number == len(parts) else self._unsynchronised():
+                result = loss(tokens, draw)
+                self.manual_backward(result.total / size)
+            share = tokens.numel() / size
+            for key, value in {"loss": result.mean.detach(), **result.logs}.items():
+                # a mean over no position is NaN and does not count; a loss that is NaN does
+                counts = (key == "loss") | ~value.isnan()
+                term = torch.stack([torch.where(counts, share * value, 0.0), share * counts])
+                sums[key] = sums.get(key, torch.zeros_like(term)) + term
+        table = self.trainer.strategy.reduce(torch.stack(list(sums.values())), reduce_op="mean")
+        logs = dict(zip(sums, table[:, 0] / table[:, 1], strict=True))
+        parameters = [p for group in chosen.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+        return logs, norm.detach()
+
+    def _unsynchronised(self) -> Any:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else (
+            nullcontext()
+        )

@@ -1,0 +1,215 @@
+"""Train a teacher: MDLM (arXiv 2406.07524) through Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from idlm.errors import UserError
+from idlm.models import DiffusionConfig, DiffusionLM, export_folder, fetch, load, load_tokenizer
+from idlm.models.cards import teacher_card
+from idlm.objectives.base import Draw
+from idlm.objectives.mdlm import masked_nelbo
+from idlm.training.loop import (
+    CHECKPOINT_FILES,
+    Batch,
+    Decay,
+    UpdateModule,
+    average_weights,
+    lr_factor,
+)
+from idlm.training.muon import MuonAdamW
+
+
+class TeacherModule(UpdateModule):
+    """A masked diffusion language model trained by its NELBO.
+
+    Args:
+        tokenizer: folder or hub id; V is ``len(tokenizer) + 1``, the mask being the last.
+        init: checkpoint to start from; its sizes replace those given here.
+        model_length, hidden_dim, cond_dim, n_blocks, n_heads, dropout, time_conditioning,
+            schedule: sizes and choices of a new network, see :class:`idlm.models.DiffusionConfig`.
+        max_updates: length of the run; 0 leaves the end to the trainer.
+        lr, betas, weight_decay, warmup, decay: AdamW and its schedule; MDLM's are 3e-4,
+            (0.9, 0.999), 0, 2,500 updates and constant.
+        muon_lr: learning rate of Muon on the block matrices; 0 leaves them to AdamW.
+        clip: largest gradient norm, 0 for none.
+        ema_decay: of the weights that are validated and exported.
+        micro_batch_size: sequences per forward pass.
+        attention: ``auto``, ``sdpa`` or ``flash``.
+        compile: run the backbone through ``torch.compile``.
+        gradient_checkpointing: recompute blocks in the backward pass.
+        export_dir: where the finished model goes; ``export`` in the trainer's folder if not given.
+        export_dtype: floating dtype of the exported weights.
+        seed: keys of all noise.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        *,
+        init: str | None = None,
+        model_length: int = 1024,
+        hidden_dim: int = 768,
+        cond_dim: int = 128,
+        n_blocks: int = 12,
+        n_heads: int = 12,
+        dropout: float = 0.1,
+        time_conditioning: bool = False,
+        schedule: str = "log-linear",
+        max_updates: int = 0,
+        lr: float = 3e-4,
+        muon_lr: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup: int = 2500,
+        decay: Decay = "constant",
+        clip: float = 1.0,
+        ema_decay: float = 0.9999,
+        micro_batch_size: int = 8,
+        attention: str = "auto",
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        export_dir: str | None = None,
+        export_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(micro_batch_size=micro_batch_size, clip=clip, seed=seed)
+        if decay != "constant" and max_updates < 1:
+            raise UserError(
+                f"decay is {decay!r} but max_updates is {max_updates}; a decaying learning rate "
+                "needs the length of the run, at least 1"
+            )
+        self.save_hyperparameters()
+        self.updates = 0
+        self.model: DiffusionLM | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``max_updates`` have been made; a run without never is."""
+        return 0 < self.hparams["max_updates"] <= self.updates
+
+    def prepare_data(self) -> None:
+        """Fetch what comes from the hub (one process of each node)."""
+        load_tokenizer(self.hparams["tokenizer"])
+        if self.hparams["init"]:
+            fetch(self.hparams["init"], *CHECKPOINT_FILES)
+
+    def configure_model(self) -> None:
+        """Build or load the network; Lightning calls it once the device and strategy are known."""
+        if self.model is not None:
+            return
+        h = self.hparams
+        self.tokenizer = load_tokenizer(h["tokenizer"])
+        vocab_size = len(self.tokenizer) + 1
+        if h["init"]:
+            self.model = load(h["init"])
+            if self.model.config.vocab_size != vocab_size:
+                raise UserError(
+                    f"init {h['init']!r} has vocab_size {self.model.config.vocab_size} but the "
+                    f"tokenizer {h['tokenizer']!r} needs {vocab_size}; use the one it came with"
+                )
+            self.model.config.model_length = h["model_length"]
+        else:
+            torch.manual_seed(self.seed)  # the same first weights on every process
+            sizes = (
+                "model_length",
+                "hidden_dim",
+                "cond_dim",
+                "n_blocks",
+                "n_heads",
+                "dropout",
+                "time_conditioning",
+                "schedule",
+            )
+            config = DiffusionConfig(vocab_size=vocab_size, **{k: h[k] for k in sizes})
+            self.model = DiffusionLM(config)
+        self.model.set_attention(h["attention"])
+        self.model.set_gradient_checkpointing(h["gradient_checkpointing"])
+        self.ema = average_weights(self.model, h["ema_decay"])
+        if h["compile"]:
+            self.model.compile_backbone()
+        self.val_nelbo = MeanMetric()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        h = self.hparams
+        assert self.model is not None  # configure_model ran
+
+        def factor(step: int) -> float:
+            return lr_factor(step, warmup=h["warmup"], decay=h["decay"], total=h["max_updates"])
+
+        if h["muon_lr"]:
+            both = MuonAdamW(
+                self.model,
+                muon_lr=h["muon_lr"],
+                lr=h["lr"],
+                betas=tuple(h["betas"]),
+                weight_decay=h["weight_decay"],
+            )
+            return {"optimizer": both, "lr_scheduler": LambdaLR(both, factor)}
+        return self.optimizer(self.model, h["lr"], tuple(h["betas"]), h["weight_decay"], factor)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update of the teacher; its EMA follows."""
+        model = self._network()
+        model.train()
+
+        def loss(tokens: Tensor, draw: Draw) -> Any:
+            return masked_nelbo(model, tokens, draw)
+
+        out = self.update(batch, loss, which=0, step=self.updates, name="teacher")
+        self.ema.update_parameters(model)
+        self.updates += 1
+        self.log("train/nelbo", out["loss"], prog_bar=True)
+        self.log("train/grad_norm", out["grad_norm"])
+        self.log("train/tokens_per_second", out["tokens_per_second"], prog_bar=True)
+        self.log("train/updates", float(self.updates))
+        if self.finished:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_nelbo.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """NELBO of the EMA weights in nats per token; the same noise at every validation."""
+        size = batch["input_ids"].shape[0]
+        draw = Draw(batch["index"], max(size, 1), self.seed ^ 0x5EED, 0)
+        result = masked_nelbo(self.ema.module, batch["input_ids"], draw)
+        self.val_nelbo.update(result.mean, weight=result.tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        nelbo = self.val_nelbo.compute()
+        self.log("val/nelbo", nelbo, prog_bar=True)
+        self.log("val/ppl", nelbo.exp())
+
+    def _network(self) -> DiffusionLM:
+        if self.model is None:
+            raise RuntimeError("the network exists only after configure_model()")
+        return self.model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["updates"] = self.updates
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.updates = checkpoint["updates"]
+
+    def on_train_end(self) -> None:
+        """Export the EMA weights as a Hugging Face folder."""
+        if self.trainer.is_global_zero and self.updates:
+            folder = self.hparams["export_dir"] or Path(self.trainer.default_root_dir) / "export"
+            self.export(folder)
+            print(f"teacher exported to {folder}")
+
+    def export(self, folder: str | Path) -> Path:
+        """Write the EMA weights, tokenizer and model card; returns the folder."""
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        card = teacher_card(dict(self.hparams), self.updates, metrics)
+        dtype = getattr(torch, self.hparams["export_dtype"])
+        return export_folder(
+            self.ema.module, folder, tokenizer=self.tokenizer, card=card, dtype=dtype
+        )

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The exact commands that made data/models: tokenizer, evaluator, teacher (two parts), student.
+# About two hours on 2 cores; minutes on a GPU. Run from the root of the checkout.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+
+python scripts/train_tokenizer.py runs/python_docs_tokenizer 2048
+idlm fit --config configs/python_docs_evaluator.yaml
+idlm fit --config configs/python_docs_teacher.yaml
+idlm fit --config configs/python_docs_teacher_1024.yaml
+idlm fit --config configs/python_docs_student.yaml
