@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -84,10 +85,12 @@ def test_normals_are_normal() -> None:
 
 
 @pytest.mark.parametrize("function", [uniform, normal])
-def test_a_samples_numbers_do_not_depend_on_its_batch(function) -> None:  # type: ignore[no-untyped-def]
+def test_a_samples_numbers_do_not_depend_on_its_batch(function: Callable[..., Tensor]) -> None:
     whole = function(3, 2, sample=torch.arange(10), **KEYS)
     assert whole.shape == (10, 3, 2)
-    parts = [function(3, 2, sample=torch.arange(a, b), **KEYS) for a, b in ((0, 1), (1, 7), (7, 10))]
+    parts = [
+        function(3, 2, sample=torch.arange(a, b), **KEYS) for a, b in ((0, 1), (1, 7), (7, 10))
+    ]
     assert torch.equal(whole, torch.cat(parts))
     shuffled = torch.tensor([4, 9, 0])
     assert torch.equal(function(3, 2, sample=shuffled, **KEYS), whole[shuffled])
@@ -148,9 +151,9 @@ def test_a_permutation_holds_every_number_once() -> None:
 
 def test_all_permutations_are_equally_likely() -> None:
     counts: dict[tuple[int, ...], int] = {}
-    for step in range(3000):
+    for step in range(600):
         order = tuple(permutation(3, seed=0, step=step).tolist())
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 6
-    chi_square = sum((count - 500) ** 2 / 500 for count in counts.values())
+    chi_square = sum((count - 100) ** 2 / 100 for count in counts.values())
     assert chi_square < 20.5  # 5 degrees of freedom, level 1e-3

@@ -41,8 +41,8 @@ def make_models(root: Path, *, length: int = LENGTH) -> Folders:
     student = teacher.with_latent(latent_global=4, latent_position=4)
     export_folder(student, folders.student, tokenizer=tokenizer)
     judge = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=16, n_positions=2 * length,
-                   bos_token_id=0, eos_token_id=0)
+        GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=16,
+                   n_positions=8 * length, bos_token_id=0, eos_token_id=0)
     )
     judge.save_pretrained(folders.evaluator)
     tokenizer.save_pretrained(folders.evaluator)

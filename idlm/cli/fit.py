@@ -4,37 +4,143 @@ from __future__ import annotations
 
 import logging
 import warnings
+from argparse import ArgumentError
+from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from idlm import paths
+from idlm.errors import UserError
+
+# Warnings of Lightning that are wrong about this program, and why.
+_UNFOUNDED = (
+    # we pass the arguments that main() took from sys.argv
+    ".*LightningCLI's args parameter.*",
+    # the loader reads memory-mapped rows: worker processes would cost more than they bring
+    ".*does not have many workers.*",
+    # teacher and average are meant to stay in eval mode
+    ".*in eval mode at the start of training.*",
+    # weights are 32 bits wide under bf16-mixed, so the summary's size is right
+    ".*is not supported by the model summary.*",
+    # the checkpoint after an update is the one wanted
+    ".*Using ModelCheckpoint with manual optimization.*",
+    # a resumed run goes on in the folder of the first
+    ".*exists and is not empty.*",
+    # the data module knows its position and starts there
+    ".*resuming from a checkpoint that ended.*",
+    ".*LeafSpec.*",
+)
+_CKPT_WORDS = ("best", "last", "hpc")
 
 
 class CLI(LightningCLI):
     """YAML builds constructors; nothing else ever sees a configuration."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, less ``predict``: generation is ``idlm generate``."""
+        commands = LightningCLI.subcommands()
+        del commands["predict"]
+        return commands
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # one tokenizer and one length, said once; modules that do not have them ignore the link
+        # the loaders never end and share themselves out over the processes
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.use_distributed_sampler": False})
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the settings alone: a checkpoint brings weights, counters and positions only.
+
+        LightningCLI would let the settings saved in it overrule those on the command line.
+        """
+
+    def before_fit(self) -> None:
+        """Reach what the run needs before it starts processes: one sentence, at once."""
+        self._check_checkpoint()
+        self._reach_checkpoints()
+        self._share_tokenizer()
+
+    before_validate = before_test = before_fit
+
+    def _check_checkpoint(self) -> None:
+        given = self._get(self.config, "ckpt_path")
+        if given and given not in _CKPT_WORDS and ":" not in given and not Path(given).exists():
+            raise UserError(
+                f"ckpt_path is {given!r}, where there is no file; give the .ckpt that a run wrote "
+                "(checkpoints/last.ckpt in its folder), or leave it out to start anew"
+            )
+
+    def _reach_checkpoints(self) -> None:
+        try:
+            self.model.prepare_data()
+        except UserError as error:
+            teacher = self.model.hparams.get("teacher")
+            if teacher is None or Path(paths.resolve(teacher)).exists():
+                raise
+            raise UserError(
+                f"{error}; for local ones: --model.init_args.teacher FOLDER "
+                "--data.init_args.corpus FILE_OR_FOLDER"
+            ) from error
+
+    def _share_tokenizer(self) -> None:
+        """Data without a tokenizer of its own is cut into the tokens of the model."""
+        if getattr(self.datamodule, "tokenizer_name", "given") is None:
+            settings = self.model.hparams
+            if name := settings.get("tokenizer") or settings.get("teacher"):
+                self.datamodule.tokenizer_name = _tokenizer_folder(name)
+
+
+def _tokenizer_folder(name: str) -> str:
+    from idlm.models import load_tokenizer
+
+    return str(load_tokenizer(name).name_or_path)
 
 
 def run(argv: list[str]) -> None:
     """Run LightningCLI on ``argv``, whose first word is the subcommand.
 
     Raises:
-        SystemExit: with code 2 for arguments or configurations that are wrong.
-        UserError: for what cannot be reached or does not fit.
+        UserError: for arguments and settings that are wrong, for what cannot be reached or does
+            not fit, and for a training that diverged.
     """
-    # the loader reads memory-mapped rows: worker processes would cost more than they bring
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    for message in _UNFOUNDED:
+        warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    CLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf", "prog": "idlm"},
-        args=argv,
-    )
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf", "prog": "idlm", "exit_on_error": False},
+            args=argv,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
+        raise _cause(error) or UserError(_sentence(error, argv)) from error
+    except ValueError as error:
+        # jsonargparse wraps what a constructor says about its arguments
+        if (cause := _cause(error)) is None:
+            raise
+        raise cause from error
+
+
+def _cause(error: BaseException | None) -> UserError | None:
+    """The UserError among an exception and its causes."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sentence(error: Exception, argv: list[str]) -> str:
+    """One line of a message of jsonargparse or Lightning, less the alternatives nobody meant."""
+    if not isinstance(error, ArgumentError):
+        return " ".join(str(error).split())
+    drop = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given")
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = " ".join(line.removeprefix("- ") for line in lines if not line.startswith(drop))
+    return f"{said.rstrip('.')}; `idlm {argv[0]} --help` lists what there is"

@@ -8,6 +8,7 @@ this machine is used, and what is missing is told at once.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ssl
 import urllib.error
 import urllib.request
@@ -27,7 +28,7 @@ def hub_reachable(timeout: float = 5.0) -> bool:
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=timeout).close()
-    except urllib.error.HTTPError:
+    except (urllib.error.HTTPError, http.client.HTTPException):
         return True
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -142,7 +143,9 @@ class PackedDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenise and pack what is not in the cache yet (one process of each node)."""
-        if not self.streaming:
+        # Evaluating on a large corpus must not pack its training split.
+        is_fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if is_fitting and not self.streaming:
             self.rows("train")
         if self.max_eval_rows != 0:
             self.rows("validation")

@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from idlm.errors import UserError
+
 SPLITS = ("train", "validation")
 
 MIN_CHARACTERS = 40
@@ -90,7 +92,13 @@ def _all_documents() -> tuple[str, ...]:
 
 
 def _candidates() -> Iterator[str]:
-    from pydoc_data import topics
+    try:
+        from pydoc_data import topics
+    except ImportError as error:  # a few distributions package it separately
+        raise UserError(
+            "the corpus python_docs needs the module pydoc_data, which this Python lacks; "
+            "install your distribution's full standard library or give another corpus"
+        ) from error
 
     for name in sorted(topics.topics):
         yield inspect.cleandoc(topics.topics[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ _MODEL_MARKERS = ("o", "s", "D", "P")
 _TEACHER_MARKERS = ("v", "^", "<", ">", "d", "X", "h", "p")
 _TEACHER_COLOUR = "#0072B2"
 _INK = "#444444"
+# how far beyond the models' range, as a share of it, held-out text may widen the left panel
+_STRETCH = 0.35
 
 
 def plot_frontier(
@@ -77,7 +80,7 @@ def plot_frontier(
         figure.savefig(temporary, dpi=150)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); name another file") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -86,14 +89,16 @@ def plot_frontier(
 def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
     own = [row for row in rows if row["label"] == teacher]
     shades = _shades(sorted({row["steps"] for row in own}))
+    told = False
     for number, (steps, colour) in enumerate(shades.items()):
         curve = sorted((r for r in own if r["steps"] == steps), key=lambda r: r["temperature"])
         marker = _TEACHER_MARKERS[number % len(_TEACHER_MARKERS)]
         _points(axes, curve, "entropy_mean", colour=colour, marker=marker, line="-", size=5,
                 label=f"{teacher}, {steps} steps")
-        for row in curve:
-            if len(curve) > 1 and number == 0:  # one curve is enough to show which way T goes
-                _tag(axes, row, f"T={row['temperature']:g}", colour, offset=(6, -11))
+        if len(curve) > 1 and not told:  # one curve is enough to show which way T goes
+            told = True
+            for row in curve:
+                _tag(axes, row, f"T={row['temperature']:g}", _INK, offset=(-32, 6))
     for number, name in enumerate(_others(rows, teacher)):
         colour, marker = _style(number)
         points = sorted((r for r in rows if r["label"] == name), key=lambda r: r["steps"])
@@ -102,12 +107,62 @@ def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row
         for row in points:
             hot = "" if row["temperature"] == 1.0 else f", T={row['temperature']:g}"
             _tag(axes, row, f"{row['steps']}{hot}", colour, offset=(8, 5), bold=True)
+    axes.set_yscale("log")
     if reference is not None and reference["gen_ppl"] is not None:
-        axes.plot(reference["entropy"], reference["gen_ppl"], marker="*", markersize=17,
-                  linestyle="", color="black", label="held-out text", zorder=5)
+        _star(axes, reference["entropy"], reference["gen_ppl"])
     axes.set_xlabel("entropy of a sample's tokens (nats)")
     axes.set_title("At equal entropy, lower is better", fontsize=11)
-    _finish(axes)
+    _finish(axes, legend="upper left")
+
+
+def _star(axes: Axes, entropy: float, gen_ppl: float) -> None:
+    """Held-out text; when it is far off it goes to the edge, with its numbers and an arrow.
+
+    Real text is far from what small models write: at scale it would squeeze the curves, which
+    are what is compared, into a corner.
+    """
+    low_x, high_x = axes.get_xlim()
+    low_y, high_y = (math.log(value) for value in axes.get_ylim())
+    x = (entropy - low_x) / (high_x - low_x)
+    y = (math.log(gen_ppl) - low_y) / (high_y - low_y)
+    near = -_STRETCH <= x <= 1 + _STRETCH and -_STRETCH <= y <= 1 + _STRETCH
+    label = "held-out text" if near else "held-out text (beyond the edge)"
+    style: dict[str, Any] = {"marker": "*", "markersize": 17, "linestyle": "", "color": "black",
+                             "label": label, "zorder": 7, "clip_on": False}
+    if near:
+        axes.plot(entropy, gen_ppl, **style)
+        return
+    # room at the edge, so that the star lies on no curve
+    room = 0.14
+    axes.set_xlim(low_x - room * (high_x - low_x) * (x < 0),
+                  high_x + room * (high_x - low_x) * (x > 1))
+    axes.set_ylim(math.exp(low_y - room * (high_y - low_y) * (y < 0)),
+                  math.exp(high_y + room * (high_y - low_y) * (y > 1)))
+    edge_x, edge_y = min(max(x, 0.05), 0.95), min(max(y, 0.06), 0.94)
+    axes.plot(edge_x, edge_y, transform=axes.transAxes, **style)
+    axes.annotate(
+        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}", (edge_x, edge_y),
+        xytext=(-14 if edge_x > 0.5 else 14, -4 if edge_y > 0.5 else 2),
+        xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
+        ha="right" if edge_x > 0.5 else "left", va="top" if edge_y > 0.5 else "bottom",
+        path_effects=_halo(), zorder=7,
+    )
+    toward = (edge_x + 0.05 * _sign(x), edge_y + 0.07 * _sign(y))
+    axes.annotate("", toward, (edge_x, edge_y), xycoords="axes fraction",
+                  textcoords="axes fraction", annotation_clip=False, zorder=6,
+                  arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0})
+
+
+def _sign(place: float) -> int:
+    """Which side of [0, 1] a place is on."""
+    return -1 if place < 0 else int(place > 1)
+
+
+def _halo() -> list[Any]:
+    """A white rim that keeps text readable on lines."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground="white")]
 
 
 def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
@@ -126,7 +181,7 @@ def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row |
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("sampler steps (network calls), temperature 1")
     axes.set_title("Fewer calls", fontsize=11)
-    _finish(axes)
+    _finish(axes, legend="upper right")
 
 
 def _points(
@@ -150,24 +205,23 @@ def _tag(
 ) -> None:
     axes.annotate(text, (row["entropy_mean"], row["gen_ppl_mean"]), xytext=offset,
                   textcoords="offset points", fontsize=8, color=colour,
-                  fontweight="bold" if bold else "normal", zorder=6)
+                  fontweight="bold" if bold else "normal", path_effects=_halo(), zorder=6)
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, *, legend: str) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    low, high = axes.get_ylim()
-    if high / low < 20:  # too short for decades alone
-        axes.yaxis.set_minor_formatter(lambda value, _: _minor(value))
+    axes.yaxis.set_minor_formatter(lambda value, _: _minor(value))
+    axes.tick_params(axis="y", which="both", labelsize=9)
     axes.set_ylabel("generative perplexity (log scale)")
     axes.grid(visible=True, which="both", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8.5, framealpha=0.9)
+    axes.legend(loc=legend, fontsize=8.5, framealpha=0.9)
 
 
 def _minor(value: float) -> str:
-    """Labels at 2, 3, 5 of a decade: the others would overlap."""
-    return f"{value:g}" if f"{value:.0e}"[0] in "235" else ""
+    """Labels at 2, 3, 4 and 6 of a decade: more would overlap."""
+    return f"{value:g}" if f"{value:.0e}"[0] in "2346" else ""
 
 
 def _others(rows: Sequence[Row], teacher: str) -> list[str]:

@@ -79,6 +79,8 @@ def read_config(folder: Path) -> DiffusionConfig:
         raise UserError(f"{folder} has no config.json, so it is no model checkpoint") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object of settings; download it again")
     kind = str(raw.get("model_type", "")).lower()
     if kind == DiffusionConfig.model_type:
         return DiffusionConfig.from_dict(raw)
@@ -106,7 +108,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards: Iterable[str] = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards: Iterable[str] = sorted(set(listed.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} lists no shards ({error!r}); download it again") from error
     else:
         shards = ["model.safetensors"]
     weights: dict[str, Tensor] = {}

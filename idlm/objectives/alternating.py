@@ -29,7 +29,7 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, Networks, row_weights
+from idlm.objectives.base import Draw, LossSum, Networks, mean, row_weights
 from idlm.processes import Absorbing
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
@@ -90,7 +90,12 @@ class AlternatingDistillation:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UserError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-        if anchor < 0:
+        if time_draws == "tied" and renoise != "fresh":
+            raise UserError(
+                f"time_draws is 'tied', which needs renoise 'fresh', but renoise is {renoise!r}; "
+                "leave time_draws at 'independent'"
+            )
+        if not anchor >= 0:
             raise UserError(f"anchor is {anchor}; it is a weight, 0 (IDLM) or more (D-MMD: 1)")
         if target_steps < 1:
             raise UserError(f"target_steps is {target_steps}; it must be at least 1")
@@ -178,7 +183,7 @@ class AlternatingDistillation:
         if target is not None:
             cross = cross - self.anchor * (target.exp() * log_fake).sum(-1)
         total = (self._weights(absorbing(networks.fake), state) * cross).sum()
-        return LossSum(total, tokens.numel(), {"fake_masked_ce": cross.detach().mean()})
+        return LossSum(total, tokens.numel(), {"fake_masked_ce": mean(cross.detach())})
 
     def student_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """-w <G, log teacher - log fake> summed over masked positions of z (methods C.2, E.2)."""
@@ -188,7 +193,7 @@ class AlternatingDistillation:
         per_token = -self._expect(state, tokens, gap)
         total = (self._weights(absorbing(networks.student), state) * per_token).sum()
         with torch.no_grad():
-            entropy = -(state.log_g.exp() * state.log_g).sum(-1).mean()
+            entropy = mean(-(state.log_g.exp() * state.log_g).sum(-1))
         return LossSum(total, tokens.numel(), {"student_entropy": entropy})
 
 

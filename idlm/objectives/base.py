@@ -95,3 +95,8 @@ class DistillationObjective(Protocol):
 def row_weights(weight: Tensor, rows: Tensor) -> Tensor:
     """Weights per sequence ``[B]`` spread over the True positions of ``rows`` ``[B, L]``."""
     return weight.unsqueeze(-1).expand(rows.shape)[rows]
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean of ``[N]`` for the logs; 0 where nothing is scored, so that no average turns to NaN."""
+    return values.sum() / max(1, values.numel())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, row_weights
+from idlm.objectives.base import Draw, LossSum, mean, row_weights
 from idlm.processes import Absorbing
 from idlm.random import Stream
 
@@ -34,5 +34,5 @@ def masked_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
     nll = -log_p.gather(-1, tokens[masked].unsqueeze(-1)).squeeze(-1)
     total = (row_weights(process.schedule.weight(t), masked) * nll).sum()
     with torch.no_grad():
-        logs = {"masked_nll": nll.mean()}
+        logs = {"masked_nll": mean(nll)}
     return LossSum(total, tokens.numel(), logs)

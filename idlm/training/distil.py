@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from idlm.errors import UserError
-from idlm.models import DiffusionLM, export_folder, fetch, load, load_tokenizer
+from idlm.models import DiffusionLM, export_folder, load, load_tokenizer
 from idlm.models.cards import student_card
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.objectives.base import Draw, LossSum, Networks
 from idlm.training.checkpoints import best_checkpoint
-from idlm.training.loop import (
-    CHECKPOINT_FILES,
-    Batch,
-    Decay,
-    UpdateModule,
-    average_weights,
-    lr_factor,
-)
+from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
+from idlm.training.networks import check_pair, reach, set_dropout
 
 _TEACHER = "teacher."
 
@@ -116,9 +111,7 @@ class DistillationModule(UpdateModule):
     def prepare_data(self) -> None:
         """Fetch what comes from the hub (one process of each node)."""
         h = self.hparams
-        for name in filter(None, (h["teacher"], h["student"])):
-            fetch(name, *CHECKPOINT_FILES)
-        load_tokenizer(h["tokenizer"] or h["teacher"])
+        reach(h["teacher"], h["student"], tokenizer=h["tokenizer"] or h["teacher"])
 
     def configure_model(self) -> None:
         """Load the teacher and build the other two; Lightning calls it once per run."""
@@ -128,7 +121,7 @@ class DistillationModule(UpdateModule):
         self.teacher = load(h["teacher"]).requires_grad_(False)
         self.tokenizer = load_tokenizer(h["tokenizer"] or h["teacher"])
         start = load(h["student"]) if h["student"] else self.teacher
-        self._check_pair(start)
+        check_pair(start, self.teacher)
         torch.manual_seed(self.seed)  # the latent's first weights, alike on every process
         self.student = (
             start.with_latent(
@@ -149,23 +142,11 @@ class DistillationModule(UpdateModule):
             if h["compile"]:
                 network.compile_backbone()
         self.networks = Networks(self.teacher, self.student, self.fake)
-        self.val_loss, self.val_entropy = MeanMetric(), MeanMetric()
+        self.val_loss = MeanMetric()
+        # a batch in which nothing is masked has no entropy
+        self.val_entropy = MeanMetric(nan_strategy="ignore")
 
-    def _check_pair(self, start: DiffusionLM) -> None:
-        ours, theirs = start.config, self.teacher.config
-        for key in ("vocab_size", "process"):
-            if getattr(ours, key) != getattr(theirs, key):
-                raise UserError(
-                    f"student and teacher differ in {key}: {getattr(ours, key)} against "
-                    f"{getattr(theirs, key)}; start the student from a checkpoint of one family"
-                )
-        if theirs.latent_global or theirs.latent_position:
-            raise UserError(
-                f"teacher {self.hparams['teacher']!r} has a latent, so it is a generator; "
-                "give a teacher without one"
-            )
-
-    def configure_optimizers(self) -> list[dict[str, Any]]:
+    def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
         h = self.hparams
 
         def student_factor(step: int) -> float:
@@ -237,7 +218,7 @@ class DistillationModule(UpdateModule):
         With an auxiliary at its optimum the loss is a divergence between student and teacher,
         zero for a perfect student; a lagging auxiliary makes it smaller, even negative.
         """
-        networks = self._networks()._replace(student=self.ema.module)
+        networks = self._networks()._replace(student=cast(DiffusionLM, self.ema.module))
         networks.fake.eval()
         draw = Draw(batch["index"], batch["index"].shape[0], self.seed ^ 0x5EED, 0)
         result = self.objective.student_loss(networks, batch["input_ids"], draw)
@@ -247,8 +228,9 @@ class DistillationModule(UpdateModule):
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
         # a collapsed student may well have the smallest loss: no checkpoint of it is the best
-        self.log("val/student_loss", math.inf if self.collapsed else loss, prog_bar=True)
-        self.log("val/student_entropy", self.val_entropy.compute())
+        loss = loss.new_tensor(math.inf) if self.collapsed else loss
+        self.log("val/student_loss", loss, prog_bar=True, sync_dist=True)
+        self.log("val/student_entropy", self.val_entropy.compute(), sync_dist=True)
 
     def _networks(self) -> Networks:
         if self.networks is None:
@@ -297,22 +279,15 @@ class DistillationModule(UpdateModule):
         objective = type(self.objective).__name__
         settings = ", ".join(f"{k}={v}" for k, v in vars(self.objective).items())
         counts = {"student_updates": self.student_updates, "fake_updates": self.fake_updates}
-        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        # after a collapse the last values are not those of the weights that were restored
+        logged = {} if self.collapsed else self.trainer.callback_metrics
+        metrics = {k: float(v) for k, v in logged.items()}
         card = student_card(dict(self.hparams), f"{objective} ({settings})", counts, metrics)
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
-            self.ema.module, folder, tokenizer=self.tokenizer, card=card, dtype=dtype
+            cast(DiffusionLM, self.ema.module),
+            folder,
+            tokenizer=self.tokenizer,
+            card=card,
+            dtype=dtype,
         )
-
-
-def set_dropout(network: nn.Module, rate: float) -> None:
-    """Set every dropout of ``network`` to ``rate``.
-
-    Raises:
-        UserError: if the rate is not in [0, 1).
-    """
-    if not 0.0 <= rate < 1.0:
-        raise UserError(f"dropout is {rate}; it must be in [0, 1)")
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate

@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -25,8 +26,6 @@ from idlm.objectives.base import Draw, LossSum
 
 Decay = Literal["constant", "linear", "cosine"]
 Batch = dict[str, Tensor]
-
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 # fp16 would need its loss scale undone before clipping; updates of 1e-6 vanish in bf16 weights
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
@@ -50,7 +49,7 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=False)
     # PyTorch's first update would copy the weights; in MDLM the starting weights already count
     averaged.n_averaged += 1
-    return cast(AveragedModel, averaged.requires_grad_(False).eval())
+    return averaged.requires_grad_(False).eval()
 
 
 def lr_factor(step: int, *, warmup: int, decay: Decay, total: int) -> float:
@@ -134,7 +133,7 @@ class UpdateModule(L.LightningModule):
         betas: tuple[float, float],
         wd: float,
         factor: Callable[[int], float],
-    ) -> dict[str, Any]:
+    ) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters of ``network`` with its schedule."""
         parameters = [p for p in network.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=1e-8, weight_decay=wd)
@@ -218,6 +217,6 @@ class UpdateModule(L.LightningModule):
 
     def _unsynchronised(self) -> Any:
         strategy = self.trainer.strategy
-        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else (
-            nullcontext()
-        )
+        if isinstance(strategy, ParallelStrategy):
+            return strategy.block_backward_sync()
+        return nullcontext()

@@ -16,13 +16,13 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 def block_matrices(network: nn.Module) -> list[nn.Parameter]:
-    """The attention and MLP matrices of the transformer blocks."""
+    """The attention and MLP matrices of the transformer blocks, a DiT's or a GPT-2's."""
     return [
         p
         for name, p in network.named_parameters()
         if p.requires_grad
         and p.dim() == 2
-        and ".blocks." in name
+        and (".blocks." in name or ".h." in name)
         and ".adaLN" not in name
         and ".latent." not in name
     ]

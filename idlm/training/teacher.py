@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from idlm.errors import UserError
-from idlm.models import DiffusionConfig, DiffusionLM, export_folder, fetch, load, load_tokenizer
+from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load, load_tokenizer
 from idlm.models.cards import teacher_card
 from idlm.objectives.base import Draw
 from idlm.objectives.mdlm import masked_nelbo
-from idlm.training.loop import (
-    CHECKPOINT_FILES,
-    Batch,
-    Decay,
-    UpdateModule,
-    average_weights,
-    lr_factor,
-)
+from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
+from idlm.training.networks import reach
 from idlm.training.muon import MuonAdamW
 
 
@@ -96,9 +91,7 @@ class TeacherModule(UpdateModule):
 
     def prepare_data(self) -> None:
         """Fetch what comes from the hub (one process of each node)."""
-        load_tokenizer(self.hparams["tokenizer"])
-        if self.hparams["init"]:
-            fetch(self.hparams["init"], *CHECKPOINT_FILES)
+        reach(self.hparams["init"], tokenizer=self.hparams["tokenizer"])
 
     def configure_model(self) -> None:
         """Build or load the network; Lightning calls it once the device and strategy are known."""
@@ -136,7 +129,7 @@ class TeacherModule(UpdateModule):
             self.model.compile_backbone()
         self.val_nelbo = MeanMetric()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
         assert self.model is not None  # configure_model ran
 
@@ -179,13 +172,13 @@ class TeacherModule(UpdateModule):
         """NELBO of the EMA weights in nats per token; the same noise at every validation."""
         size = batch["input_ids"].shape[0]
         draw = Draw(batch["index"], max(size, 1), self.seed ^ 0x5EED, 0)
-        result = masked_nelbo(self.ema.module, batch["input_ids"], draw)
+        result = masked_nelbo(cast(DiffusionLM, self.ema.module), batch["input_ids"], draw)
         self.val_nelbo.update(result.mean, weight=result.tokens)
 
     def on_validation_epoch_end(self) -> None:
         nelbo = self.val_nelbo.compute()
-        self.log("val/nelbo", nelbo, prog_bar=True)
-        self.log("val/ppl", nelbo.exp())
+        self.log("val/nelbo", nelbo, prog_bar=True, sync_dist=True)
+        self.log("val/ppl", nelbo.exp(), sync_dist=True)
 
     def _network(self) -> DiffusionLM:
         if self.model is None:
@@ -211,5 +204,9 @@ class TeacherModule(UpdateModule):
         card = teacher_card(dict(self.hparams), self.updates, metrics)
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
-            self.ema.module, folder, tokenizer=self.tokenizer, card=card, dtype=dtype
+            cast(DiffusionLM, self.ema.module),
+            folder,
+            tokenizer=self.tokenizer,
+            card=card,
+            dtype=dtype,
         )

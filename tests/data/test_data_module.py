@@ -134,6 +134,16 @@ def test_max_eval_rows_spaces_the_rows_and_zero_means_none(data: Make) -> None:
     assert len(data(max_eval_rows=10**6).evaluation_rows()) == len(everything)
 
 
+def test_validating_alone_packs_no_training_rows(data: Make) -> None:
+    module = data()
+    recorder = Recorder()
+    lightning.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    ).validate(recorder, module, verbose=False)
+    assert recorder.validated
+    assert list(module.metadata) == ["validation"]
+
+
 def test_metadata_reports_what_was_packed_and_dropped(data: Make) -> None:
     module = data()
     module.prepare_data()

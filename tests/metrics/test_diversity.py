@@ -65,6 +65,19 @@ def test_distinct_of_halves_merges_into_the_whole(mode: str) -> None:
     assert float(left.compute()) == pytest.approx(float(whole.compute()), abs=1e-12)
 
 
+def test_a_process_without_rows_merges_and_reset_forgets() -> None:
+    rows = torch.tensor([[1, 2, 1, 2]])
+    full, empty = DistinctN(2), DistinctN(2)
+    full.update(rows)
+    full.merge_state(empty)
+    assert float(full.compute()) == pytest.approx(2 / 3)
+    full.reset()
+    full.update(rows[:, 1:])
+    assert float(full.compute()) == 1.0
+    # what a process sends to the others when it has seen nothing: rows of its own shape
+    assert empty.grams[0].shape == (0, 2)
+
+
 def test_wrong_modes_and_inputs_are_refused() -> None:
     with pytest.raises(UserError, match="per_sequence, pooled"):
         Entropy("mean")

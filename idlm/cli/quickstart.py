@@ -1,0 +1,246 @@
+"""``idlm quickstart``: the whole story on a laptop CPU in minutes.
+
+Text of the teacher and of the student at equal cost, a short real distillation, both measured
+over several step counts, one table, one picture, and the files behind them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.paths import BUNDLED_MODELS, repo_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from idlm.evaluation.cells import Cell
+    from idlm.sampling.ancestral import Callback, StepState
+
+FRESH = "distilled just now"
+# Characters of each text that are shown side by side.
+_EXCERPT = 900
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the story is told with.
+
+    Attributes:
+        teacher, student, evaluator: checkpoints; the bundled ones.
+        config: of the short distillation.
+        overrides: further arguments of ``idlm fit``.
+        corpus: whose validation split is the held-out text.
+        length: tokens per sample.
+        target: step count of the first texts, of the teacher's temperature curve and of the
+            fresh student.
+        teacher_steps, student_steps: step counts that are measured.
+        temperatures: of the teacher at ``target`` steps, beside 1.
+        evaluation_seconds: what measuring may take; decides the number of samples.
+        samples: fewest and most samples per row.
+        seed: of all samples and of the distillation.
+    """
+
+    teacher: str = "python-docs-teacher"
+    student: str = "python-docs-student-16step"
+    evaluator: str = "python-docs-evaluator"
+    config: Path = repo_dir() / "configs" / "quickstart.yaml"
+    overrides: tuple[str, ...] = ()
+    corpus: str = "python_docs"
+    length: int = 1024
+    target: int = 16
+    teacher_steps: tuple[int, ...] = (4, 8, 16, 32, 64)
+    student_steps: tuple[int, ...] = (4, 8, 16, 32)
+    temperatures: tuple[float, ...] = (0.9, 0.8)
+    evaluation_seconds: float = 240.0
+    samples: tuple[int, int] = (4, 16)
+    seed: int = 0
+
+    def cells(self, num_samples: int, fresh: Path | None) -> list[Cell]:
+        """Everything that is measured, one row of the table each."""
+        from idlm.evaluation.cells import Cell
+
+        def cell(label: str, checkpoint: str, steps: int, temperature: float = 1.0) -> Cell:
+            return Cell(label, checkpoint, steps, temperature, seed=self.seed,
+                        num_samples=num_samples, length=self.length)
+
+        rows = [cell("teacher", self.teacher, steps) for steps in self.teacher_steps]
+        rows += [cell("teacher", self.teacher, self.target, t) for t in self.temperatures]
+        rows += [cell("student", self.student, steps) for steps in self.student_steps]
+        if fresh is not None:
+            rows.append(cell(FRESH, str(fresh), self.target))
+        return rows
+
+
+def run(argv: list[str]) -> None:
+    """Tell the story.
+
+    Args:
+        argv: the arguments after ``quickstart``.
+
+    Raises:
+        UserError: for bad usage, a folder that cannot be written, or missing bundled models.
+    """
+    parser = Parser(prog="idlm quickstart", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER",
+                        help="where everything goes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
+    args = parser.parse_args(argv)
+    folder = check_writable("--output", args.output, folder=True)
+    for name in BUNDLED_MODELS:
+        require_bundled(name)
+    tell(Plan(seed=args.seed), folder)
+
+
+def tell(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Run all parts and write their files under ``folder``.
+
+    Returns:
+        What ``results.json`` holds.
+    """
+    from rich.console import Console
+
+    from idlm.devices import pick_device
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    started = time.perf_counter()
+    device = str(pick_device())
+    folder.mkdir(parents=True, exist_ok=True)
+    console.rule("1 of 3: the same number of network calls")
+    seconds_per_step = _show_texts(plan, device, console)
+    console.rule("2 of 3: a short distillation of the teacher")
+    fresh = _distil(plan, folder, console)
+    console.rule("3 of 3: measuring")
+    count = affordable_samples(plan, seconds_per_step)
+    results = _measure(plan, plan.cells(count, fresh), folder, device)
+    results["seconds_total"] = time.perf_counter() - started
+    _write(plan, results, folder, console)
+    return results
+
+
+def _show_texts(plan: Plan, device: str, console: Console) -> float:
+    """Print one text of teacher and student side by side; seconds per sample and step."""
+    from rich.table import Table
+    from rich.text import Text
+
+    import idlm
+    from idlm.models import decode, load_tokenizer
+
+    shown = Table(title=f"{plan.length} tokens in {plan.target} network calls, seed {plan.seed}",
+                  show_lines=True, expand=True)
+    texts, seconds = [], 0.0
+    with _bar("generating", 2 * plan.target) as advance:
+        for label, checkpoint in (("teacher", plan.teacher), ("student", plan.student)):
+            out = idlm.generate(idlm.load(checkpoint, device=device), 1, plan.length, plan.target,
+                                seed=plan.seed, callback=advance)
+            text = decode(load_tokenizer(checkpoint), out.tokens)[0]
+            texts.append(Text(text[:_EXCERPT].strip() + " ..."))
+            seconds = out.seconds / plan.target  # of the second model: the first warms up
+            shown.add_column(f"{label}, {out.nfe} calls", ratio=1)
+    shown.add_row(*texts)
+    console.print(shown)
+    return seconds
+
+
+def _distil(plan: Plan, folder: Path, console: Console) -> Path | None:
+    """Run ``idlm fit`` on the quickstart's configuration; the folder of the student it made."""
+    from idlm.cli import fit
+
+    student, work = folder / "student", folder / "distillation"
+    before = student.stat().st_mtime_ns if student.exists() else None
+    arguments = [
+        "fit", "--config", str(plan.config), "--seed_everything", str(plan.seed),
+        "--trainer.default_root_dir", str(work), "--trainer.logger.init_args.save_dir", str(work),
+        "--model.init_args.teacher", plan.teacher, "--model.init_args.seed", str(plan.seed),
+        "--model.init_args.export_dir", str(student),
+        "--data.init_args.tokenizer", plan.teacher, "--data.init_args.seed", str(plan.seed),
+        "--data.init_args.corpus", plan.corpus, "--data.init_args.length", str(plan.length),
+        *plan.overrides,
+    ]
+    console.print("idlm " + " ".join(arguments), style="dim", highlight=False, markup=False)
+    fit.run(arguments)
+    if not student.exists() or student.stat().st_mtime_ns == before:
+        console.print("The clock ran out before the first student update on this machine: no "
+                      "fresh student is measured.")
+        return None
+    return student
+
+
+def affordable_samples(plan: Plan, seconds_per_step: float) -> int:
+    """How many samples per row fit the time for measuring, within the plan's bounds.
+
+    Args:
+        plan: the rows and their budget.
+        seconds_per_step: what one sample takes for one step on this machine.
+    """
+    steps = sum(cell.steps for cell in plan.cells(1, Path("student")))
+    low, high = plan.samples
+    return max(low, min(high, int(plan.evaluation_seconds / (steps * seconds_per_step))))
+
+
+def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> dict[str, Any]:
+    from idlm.evaluation.cells import measure, measure_reference, open_evaluator
+    from idlm.evaluation.compare import matched_table, summarise
+
+    judge = open_evaluator(plan.evaluator, device)
+    count = cells[0].num_samples
+    found = []
+    with _bar("measuring", sum(cell.steps * count for cell in cells)) as advance:
+        for cell in cells:
+            name = f"{cell.label.replace(' ', '-')}-{cell.steps}-T{cell.temperature:g}.jsonl"
+            found.append(measure(cell, evaluator=judge, device=device, batch_size=4,
+                                 save_samples=folder / "samples" / name, callback=advance))
+    reference = measure_reference(plan.corpus, "validation", tokenizer=plan.teacher,
+                                  evaluator=judge, length=plan.length, rows=count, device=device)
+    summary = summarise(found)
+    return {
+        "plan": asdict(plan) | {"config": str(plan.config)},
+        "reference": reference,
+        "summary": summary,
+        "matched": matched_table(summary, "teacher"),
+        "cells": found,
+    }
+
+
+def _write(plan: Plan, results: dict[str, Any], folder: Path, console: Console) -> None:
+    from idlm.cli.quickstart_table import caption, comparison, table
+    from idlm.evaluation.plots import plot_frontier
+    from idlm.metrics.report import write_json
+
+    console.print(table(results))
+    console.print(caption(results), style="dim", highlight=False, markup=False)
+    console.print(comparison(results, plan.target), highlight=False, markup=False)
+    note = (f"judged by {plan.evaluator}; {results['cells'][0]['num_samples']} samples of "
+            f"{plan.length} tokens per point, one seed")
+    picture = plot_frontier(results["summary"], folder / "frontier.png", teacher="teacher",
+                            reference=results["reference"], note=note)
+    numbers = write_json(folder / "results.json", results)
+    console.print(f"\nDone in {results['seconds_total'] / 60:.1f} minutes. Written:")
+    for what, path in (("picture", picture), ("numbers", numbers),
+                       ("samples", folder / "samples"), ("fresh student", folder / "student"),
+                       ("training log", folder / "distillation")):
+        if path.exists():
+            console.print(f"  {what:<14} {path}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callback]:
+    """A progress bar on stderr that a sampler moves, one per sample and step."""
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(state: StepState) -> None:
+            bar.advance(task, state.tokens.shape[0])
+
+        yield advance

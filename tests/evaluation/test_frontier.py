@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from idlm.errors import UserError
+from idlm.evaluation import frontier
+from idlm.evaluation.protocol import read_protocol
+from idlm.evaluation.results import locked
+from idlm.paths import repo_dir
+from tests.tiny_models import LENGTH, SENTENCES
+
+
+@pytest.fixture
+def settings(folders, tmp_path):
+    """The content of a small protocol: two temperatures of the teacher, one student, two seeds."""
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n".join(SENTENCES * 30), encoding="utf-8")
+    return {
+        "teacher": "teacher",
+        "models": [
+            {"label": "teacher", "checkpoint": str(folders.teacher), "steps": [2],
+             "temperatures": [1.0, 0.5]},
+            {"label": "student", "checkpoint": str(folders.student), "steps": [2]},
+        ],
+        "seeds": [0, 1],
+        "num_samples": 2,
+        "length": LENGTH,
+        "evaluator": str(folders.evaluator),
+        "reference": {"corpus": str(corpus), "rows": 2},
+    }
+
+
+def written(tmp_path, settings):
+    path = tmp_path / "protocol.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def run(tmp_path, settings, **options):
+    return frontier.run(read_protocol(written(tmp_path, settings)), tmp_path / "out.json",
+                        settings=frontier.Settings("cpu", 2), **options)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The cells that were really measured."""
+    seen = []
+    original = frontier.measure
+
+    def spy(cell, **options):
+        seen.append(cell)
+        return original(cell, **options)
+
+    monkeypatch.setattr(frontier, "measure", spy)
+    return seen
+
+
+def test_the_shipped_protocol_is_the_comparison_that_was_promised():
+    protocol = read_protocol(repo_dir() / "eval" / "frontier.yaml")
+    cells = list(protocol.cells())
+    assert {c.steps for c in cells if c.label == "student"} >= {4, 8, 16, 32}
+    teacher = [c for c in cells if c.label == "teacher"]
+    assert {c.steps for c in teacher} >= {16, 64, 256, 1024}
+    assert {c.temperature for c in teacher if c.steps == 16} >= {1.0, 0.95, 0.9, 0.8, 0.7}
+    assert {c.seed for c in cells} == {0, 1, 2}
+    assert all(c.num_samples >= 64 and c.length == 1024 for c in cells)
+    assert protocol.reference is not None
+
+
+def test_a_run_measures_every_cell_and_summarises_over_seeds(tmp_path, settings, capsys):
+    result = run(tmp_path, settings)
+    assert len(result["cells"]) == 6
+    assert [(r["label"], r["temperature"], r["seeds"]) for r in result["summary"]] == [
+        ("teacher", 1.0, [0, 1]), ("teacher", 0.5, [0, 1]), ("student", 1.0, [0, 1])]
+    assert [row["label"] for row in result["matched"]] == ["student"]
+    assert result["reference"]["num_samples"] == 2
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+    assert "[6/6] student, 2 steps, T=1, seed 1: GenPPL" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_measures_only_what_is_missing(
+    tmp_path, settings, measured, monkeypatch
+):
+    real = frontier.measure
+
+    def dies_at_the_third(cell, **options):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return real(cell, **options)
+
+    monkeypatch.setattr(frontier, "measure", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, settings)
+    kept = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len(kept) == 2
+    monkeypatch.setattr(frontier, "measure", real)
+    measured.clear()
+    result = run(tmp_path, settings)
+    assert len(measured) == 4
+    assert result["cells"][:2] == kept
+    measured.clear()
+    run(tmp_path, settings)
+    assert measured == []
+
+
+def test_a_cell_of_other_weights_or_settings_is_measured_again_and_kept_out_of_the_summary(
+    tmp_path, settings, measured, folders
+):
+    settings["seeds"] = [0]
+    run(tmp_path, settings, only=["student"])
+    measured.clear()
+    settings["models"][1]["checkpoint"] = str(folders.teacher)
+    result = run(tmp_path, settings, only=["student"])
+    assert len(measured) == 1
+    assert len(result["cells"]) == 2
+    assert len(result["summary"]) == 1
+    settings["num_samples"] = 3
+    result = run(tmp_path, settings, only=["student"])
+    assert [row["num_samples"] for row in result["summary"]] == [3]
+
+
+def test_a_checkpoint_that_moved_is_not_measured_again(tmp_path, settings, measured, folders):
+    run(tmp_path, settings, only=["student"])
+    measured.clear()
+    link = tmp_path / "elsewhere"
+    link.symlink_to(folders.student)
+    settings["models"][1]["checkpoint"] = str(link)
+    run(tmp_path, settings, only=["student"])
+    assert measured == []
+
+
+def test_only_selects_labels_and_step_counts(tmp_path, settings, measured):
+    settings["models"][0]["steps"] = [2, 3]
+    settings["models"][0]["temperatures"] = [1.0]
+    settings["seeds"] = [0]
+    run(tmp_path, settings, only=["teacher:3", "student"])
+    assert [(c.label, c.steps) for c in measured] == [("teacher", 3), ("student", 2)]
+    with pytest.raises(UserError, match=r"--only 'teacher:9' selects nothing .*student, teacher"):
+        run(tmp_path, settings, only=["teacher:9"])
+
+
+def test_a_missing_model_is_said_before_anything_is_measured(tmp_path, settings, measured):
+    settings["models"][1]["checkpoint"] = "./nowhere"
+    with pytest.raises(UserError, match=r"checkpoint './nowhere' is not a folder"):
+        run(tmp_path, settings)
+    assert measured == []
+
+
+def test_a_missing_model_does_not_stop_the_others(tmp_path, settings):
+    settings["models"][1]["checkpoint"] = "./nowhere"
+    settings["seeds"] = [0]
+    assert len(run(tmp_path, settings, only=["teacher"])["summary"]) == 2
+
+
+def test_samples_are_kept_on_request(tmp_path, settings):
+    settings["seeds"] = [0]
+    protocol = read_protocol(written(tmp_path, settings))
+    frontier.run(protocol, tmp_path / "out.json", only=["student"],
+                 settings=frontier.Settings("cpu", 2, str(tmp_path / "kept")))
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["student-2-T1-seed0.jsonl"]
+
+
+def test_two_runs_never_write_one_file(tmp_path, settings):
+    with locked(tmp_path / "out.json"), pytest.raises(UserError, match="another run is writing"):
+        run(tmp_path, settings)
+    run(tmp_path, settings, only=["student"])  # the lock is gone with its owner
+
+
+def test_a_file_that_is_no_results_file_is_left_alone(tmp_path, settings):
+    (tmp_path / "out.json").write_text('{"my": "thesis"}')
+    with pytest.raises(UserError, match="is no results file"):
+        run(tmp_path, settings)
+    assert (tmp_path / "out.json").read_text() == '{"my": "thesis"}'
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tempreature": 1}, "tempreature"),
+        ({"num_samples": "many"}, "many"),
+        ({"num_samples": 0}, "0 samples"),
+        ({"teacher": "professor"}, "'professor', which is none of the labels"),
+        ({"models": []}, "there are none"),
+        ({"seeds": [0, 0]}, None),
+        ({"evaluator": None}, "valuator"),
+    ],
+)
+def test_a_protocol_that_makes_no_sense_is_refused(tmp_path, settings, change, sentence):
+    path = written(tmp_path, settings | change)
+    if sentence is None:  # a seed given twice is the same seed
+        assert len(list(read_protocol(path).cells())) == 3
+        return
+    with pytest.raises(UserError, match=sentence):
+        read_protocol(path)
+
+
+def test_an_unknown_key_inside_a_model_is_refused_too(tmp_path, settings):
+    settings["models"][0]["temperature"] = 1.0
+    with pytest.raises(UserError, match="temperature"):
+        read_protocol(written(tmp_path, settings))
+
+
+def test_one_label_never_stands_for_two_checkpoints(tmp_path, settings):
+    settings["models"][1]["label"] = "teacher"
+    with pytest.raises(UserError, match="a label of its own"):
+        read_protocol(written(tmp_path, settings))
+
+
+def test_a_setting_listed_twice_is_refused(tmp_path, settings):
+    settings["models"][0]["steps"] = [2, 2]
+    with pytest.raises(UserError, match="twice"):
+        read_protocol(written(tmp_path, settings))
+
+
+@pytest.mark.parametrize("content", [None, "models: [", "- a list"])
+def test_a_file_that_is_no_protocol_is_one_sentence_and_exit_2(tmp_path, content, capsys):
+    path = tmp_path / "protocol.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        frontier.main(["--protocol", str(path), "--output", str(tmp_path / "out.json")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("idlm: error: protocol")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_workers_measure_the_same_numbers_side_by_side(tmp_path, settings):
+    settings["seeds"] = [0]
+    alone = run(tmp_path, settings)
+    (tmp_path / "out.json").unlink()
+    together = run(tmp_path, settings, workers=2, threads=1)
+    for a, b in zip(alone["summary"], together["summary"], strict=True):
+        assert (a["label"], a["entropy_mean"]) == (b["label"], pytest.approx(b["entropy_mean"]))
+        assert a["gen_ppl_mean"] == pytest.approx(b["gen_ppl_mean"], rel=1e-5)

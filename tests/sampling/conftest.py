@@ -1,0 +1,34 @@
+"""Tiny denoisers whose prediction depends strongly on the whole state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from idlm.models import DiffusionConfig, DiffusionLM
+
+Make = Callable[..., DiffusionLM]
+
+
+@pytest.fixture
+def make() -> Make:
+    def build(**changes: Any) -> DiffusionLM:
+        torch.manual_seed(1)
+        sizes = {
+            "vocab_size": 13,
+            "model_length": 16,
+            "hidden_dim": 8,
+            "cond_dim": 8,
+            "n_blocks": 1,
+            "n_heads": 2,
+            "dropout": 0.5,
+        }
+        model = DiffusionLM(DiffusionConfig(**{**sizes, **changes}))
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.7)
+        return model.eval()
+
+    return build

@@ -1,0 +1,122 @@
+"""Categorical draws: the exact distribution, the edges, the nucleus, and what fp32 would lose."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from idlm.sampling.categorical import draw, nucleus
+
+BELOW_ONE = 1.0 - 2.0**-53  # the largest uniform there is
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_draws_follow_the_distribution() -> None:
+    p = double(0.5, 0.25, 0.125, 0.1, 0.025)
+    n = 40_000
+    noise = torch.rand(n, dtype=torch.float64)
+    counts = torch.bincount(draw(p.log().expand(n, 5), noise), minlength=5)
+    chi_square = float(((counts - n * p) ** 2 / (n * p)).sum())
+    assert chi_square < 18.5  # 4 degrees of freedom, level 1e-3
+
+
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
+    log_p = double(0.25, 0.5, 0.25).log()
+    noise = double(0.0, 0.2, 0.26, 0.7, 0.76, BELOW_ONE)
+    assert draw(log_p.expand(6, 3), noise).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_each_row_has_its_own_distribution_and_its_own_noise() -> None:
+    log_p = torch.full((2, 3, 4), -1e6, dtype=torch.float64)
+    expected = torch.tensor([[0, 3, 1], [2, 2, 0]])
+    log_p.scatter_(-1, expected.unsqueeze(-1), 0.0)
+    tokens = draw(log_p, torch.rand(2, 3, dtype=torch.float64))
+    assert tokens.dtype == torch.int64
+    assert torch.equal(tokens, expected)
+
+
+def test_weights_need_not_be_normalised_nor_small() -> None:
+    n = 101
+    noise = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    log_p = torch.log_softmax(torch.randn(n, 7, dtype=torch.float64), -1)
+    expected = draw(log_p, noise)
+    for shift in (-5000.0, 5000.0):  # the exponential alone would be 0 or infinite
+        assert torch.equal(draw(log_p + shift, noise), expected)
+
+
+@pytest.mark.parametrize("nothing", [-math.inf, -1e6])
+def test_a_token_of_zero_weight_is_never_drawn_even_at_the_edges(nothing: float) -> None:
+    log_p = double(nothing, 0.0, nothing, 0.0, nothing, nothing)
+    noise = double(0.0, 0.25, 0.5, 0.75, BELOW_ONE)
+    assert draw(log_p.expand(5, 6), noise).tolist() == [1, 1, 3, 3, 3]
+
+
+def test_the_largest_uniform_draws_the_last_token_of_any_weight() -> None:
+    # the product with a total that is no power of two may round up to the total itself
+    for size in (3, 7, 50, 1001):
+        log_p = torch.cat([torch.zeros(size), torch.full((5,), -math.inf)]).double()
+        assert int(draw(log_p, torch.tensor(BELOW_ONE, dtype=torch.float64))) == size - 1
+
+
+def test_rare_tokens_of_a_large_vocabulary_keep_their_share_where_fp32_loses_it() -> None:
+    """Half of the mass on one class, the rest flat, all of it scaled by one step of 1,024."""
+    size, scale = 50_000, 1 / 1024
+    weights = torch.full((size + 1,), 0.5 * scale / (size - 1), dtype=torch.float64)
+    weights[0] = 0.5 * scale
+    weights[size] = 1.0 - scale  # the mask, as in the published ancestral step
+    share = 0.5 * scale  # of the flat part together, 4.9e-4
+
+    # Draws invert one uniform, so a fine grid over [0, 2 scale) measures the share itself.
+    grid = 200
+    noise = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid * 2 * scale
+    tokens = torch.cat([draw(weights.log().expand(25, -1), part) for part in noise.split(25)])
+    flat = (tokens > 0) & (tokens < size)
+    assert float(flat.double().mean()) * 2 * scale == pytest.approx(share, rel=0.03)  # 1.5 cells
+    assert tokens[flat].unique().numel() == int(flat.sum())  # and they spread over the flat part
+
+    # The exponential race argmax q/E in fp32. Equal weights: the largest of their uniforms runs.
+    n = 400_000
+    uniforms = torch.rand(n, 3, dtype=torch.float64)
+    uniforms[:, 0] = uniforms[:, 0] ** (1 / (size - 1))
+    for dtype, bits in ((torch.float32, 24), (torch.float64, 53)):
+        coarse = ((uniforms * 2.0**bits).floor() / 2.0**bits).to(dtype)
+        race = 1e-10 - torch.log(coarse + 1e-10)
+        q = double(float(weights[1]), 0.5 * scale, 1.0 - scale).to(dtype)
+        won = float(((q / race).argmax(-1) == 0).double().mean())
+        if dtype == torch.float32:
+            assert won < 0.2 * share  # visibly low
+        else:
+            assert won == pytest.approx(share, rel=0.3)  # 195 expected, four standard deviations
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_its_mass() -> None:
+    p = double(0.1, 0.4, 0.2, 0.3)
+    for top_p, kept in (
+        (1.0, [0.1, 0.4, 0.2, 0.3]),
+        (0.95, [0.1, 0.4, 0.2, 0.3]),
+        (0.85, [0.0, 4 / 9, 2 / 9, 3 / 9]),
+        (0.65, [0.0, 4 / 7, 0.0, 3 / 7]),
+        (0.35, [0.0, 1.0, 0.0, 0.0]),
+        (1e-9, [0.0, 1.0, 0.0, 0.0]),
+    ):
+        answer = nucleus(p.log().expand(2, 4), top_p).exp()
+        torch.testing.assert_close(answer, double(*kept).expand(2, 4), atol=1e-12, rtol=0)
+
+
+def test_each_row_has_its_own_nucleus() -> None:
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]], dtype=torch.float64)
+    answer = nucleus(p.log(), 0.65).exp()
+    expected = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1 / 3, 2 / 3]], dtype=torch.float64)
+    torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
+
+
+def test_nothing_outside_the_nucleus_is_drawn() -> None:
+    log_p = nucleus(double(0.1, 0.4, 0.2, 0.3).log(), 0.65).expand(1000, 4)
+    noise = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert draw(log_p, noise).unique().tolist() == [1, 3]
