@@ -79,6 +79,8 @@ def export_folder(
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
         os.chmod(staging, 0o755)
+        for path in staging.iterdir():  # safetensors writes for the owner alone
+            os.chmod(path, 0o644)
         _swap(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
