@@ -6,7 +6,10 @@ cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
 python scripts/train_tokenizer.py runs/python_docs_tokenizer 2048
-idlm fit --config configs/python_docs_evaluator.yaml
+# two parts: the learning rate of the first run had fallen before the model was good enough
+idlm fit --config configs/python_docs_evaluator.yaml --model.init_args.max_updates 700
+idlm fit --config configs/python_docs_evaluator.yaml \
+    --ckpt_path "runs/python_docs_evaluator/logs/version_0/checkpoints/epoch=0-step=700.ckpt"
 idlm fit --config configs/python_docs_teacher.yaml
 idlm fit --config configs/python_docs_teacher_1024.yaml
 idlm fit --config configs/python_docs_student.yaml

@@ -6,9 +6,10 @@ import logging
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from idlm import paths
@@ -55,6 +56,17 @@ class CLI(LightningCLI):
         LightningCLI would let the settings saved in it overrule those on the command line.
         """
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer from its settings.
+
+        Raises:
+            UserError: with Lightning's words, if they do not fit each other or this machine.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            raise UserError(f"the trainer cannot be built: {_one_line(error)}") from error
+
     def before_fit(self) -> None:
         """Reach what the run needs before it starts processes: one sentence, at once."""
         self._check_checkpoint()
@@ -75,12 +87,12 @@ class CLI(LightningCLI):
         try:
             self.model.prepare_data()
         except UserError as error:
-            teacher = self.model.hparams.get("teacher")
-            if teacher is None or Path(paths.resolve(teacher)).exists():
+            key = "teacher" if "teacher" in self.model.hparams else "tokenizer"
+            if Path(paths.resolve(self.model.hparams[key])).exists():
                 raise
             raise UserError(
-                f"{error}; for local ones: --model.init_args.teacher FOLDER "
-                "--data.init_args.corpus FILE_OR_FOLDER"
+                f"{error}; on the command line: --model.init_args.{key} FOLDER, and for text that "
+                "is here too --data.init_args.corpus FILE_OR_FOLDER"
             ) from error
 
     def _share_tokenizer(self) -> None:
@@ -106,7 +118,8 @@ def run(argv: list[str]) -> None:
     """
     for message in _UNFOUNDED:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         CLI(
             LightningModule,
@@ -139,8 +152,12 @@ def _cause(error: BaseException | None) -> UserError | None:
 def _sentence(error: Exception, argv: list[str]) -> str:
     """One line of a message of jsonargparse or Lightning, less the alternatives nobody meant."""
     if not isinstance(error, ArgumentError):
-        return " ".join(str(error).split())
+        return _one_line(error)
     drop = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given")
     lines = [line.strip() for line in str(error).splitlines()]
     said = " ".join(line.removeprefix("- ") for line in lines if not line.startswith(drop))
     return f"{said.rstrip('.')}; `idlm {argv[0]} --help` lists what there is"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

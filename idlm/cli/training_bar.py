@@ -31,7 +31,7 @@ class UpdateBar(Callback):
             return
         self._bar = Progress(
             TextColumn("distilling"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("student updates"), TextColumn("{task.description}"), TimeElapsedColumn(),
+            TextColumn("updates"), TimeElapsedColumn(), TextColumn("{task.description}"),
             console=Console(stderr=True),
         )
         self._bar.start()

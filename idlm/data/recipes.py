@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
 from idlm.data.corpora import VALIDATION_FRACTION, Corpus, LocalText, PythonDocs
 from idlm.data.huggingface import HuggingFaceDataset
@@ -81,15 +82,16 @@ def load_recipe(file: Path) -> Recipe:
     known = [entry.name for entry in fields(Recipe)]
     try:
         raw = OmegaConf.load(file)
+        if not OmegaConf.is_dict(raw):
+            raise UserError(f"the recipe {str(file)!r} is not a mapping of keys to values")
         for key in raw:
             if key not in known:
                 raise UserError(f"{str(file)!r}: unknown key {key!r}; {_suggest(str(key), known)}")
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), raw))
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), raw))
+        recipe = cast(Recipe, merged)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split("\n    full_key")[0].split())
         raise UserError(f"the recipe {str(file)!r} cannot be read: {reason}") from error
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"the recipe {str(file)!r} is not a mapping of keys to values")
     if recipe.source not in SOURCES:
         raise UserError(
             f"{str(file)!r}: source is {recipe.source!r}; {_suggest(recipe.source, list(SOURCES))}"

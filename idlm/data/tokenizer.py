@@ -81,6 +81,9 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    # Makes "model_type": "idlm" known, or a checkpoint's tokenizer comes with a false warning.
+    import idlm.models.config  # noqa: F401
+
     source = paths.resolve(path_or_hub_id)
     cached_only = not Path(source).is_dir() and not hub_reachable()
     try:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from idlm.errors import UserError
 
@@ -88,6 +88,7 @@ def plot_frontier(
 
 def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
     own = [row for row in rows if row["label"] == teacher]
+    axes.margins(x=0.1)  # the temperatures stand left of their points
     shades = _shades(sorted({row["steps"] for row in own}))
     told = False
     for number, (steps, colour) in enumerate(shades.items()):
@@ -121,41 +122,39 @@ def _star(axes: Axes, entropy: float, gen_ppl: float) -> None:
     Real text is far from what small models write: at scale it would squeeze the curves, which
     are what is compared, into a corner.
     """
-    low_x, high_x = axes.get_xlim()
-    low_y, high_y = (math.log(value) for value in axes.get_ylim())
-    x = (entropy - low_x) / (high_x - low_x)
-    y = (math.log(gen_ppl) - low_y) / (high_y - low_y)
-    near = -_STRETCH <= x <= 1 + _STRETCH and -_STRETCH <= y <= 1 + _STRETCH
-    label = "held-out text" if near else "held-out text (beyond the edge)"
-    style: dict[str, Any] = {"marker": "*", "markersize": 17, "linestyle": "", "color": "black",
-                             "label": label, "zorder": 7, "clip_on": False}
-    if near:
-        axes.plot(entropy, gen_ppl, **style)
+    low_y, high_y = axes.get_ylim()
+    *limits_x, x, off_x = _reach(*axes.get_xlim(), entropy)
+    *limits_y, y, off_y = _reach(math.log(low_y), math.log(high_y), math.log(gen_ppl))
+    axes.set_xlim(*limits_x)
+    axes.set_ylim(*map(math.exp, limits_y))
+    far = bool(off_x or off_y)
+    axes.plot(x, y, transform=axes.transAxes, marker="*", markersize=17, linestyle="", zorder=7,
+              color="black", label=f"held-out text{' (beyond the edge)' * far}")
+    if not far:
         return
-    # room at the edge, so that the star lies on no curve
-    room = 0.14
-    axes.set_xlim(low_x - room * (high_x - low_x) * (x < 0),
-                  high_x + room * (high_x - low_x) * (x > 1))
-    axes.set_ylim(math.exp(low_y - room * (high_y - low_y) * (y < 0)),
-                  math.exp(high_y + room * (high_y - low_y) * (y > 1)))
-    edge_x, edge_y = min(max(x, 0.05), 0.95), min(max(y, 0.06), 0.94)
-    axes.plot(edge_x, edge_y, transform=axes.transAxes, **style)
     axes.annotate(
-        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}", (edge_x, edge_y),
-        xytext=(-14 if edge_x > 0.5 else 14, -4 if edge_y > 0.5 else 2),
-        xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
-        ha="right" if edge_x > 0.5 else "left", va="top" if edge_y > 0.5 else "bottom",
-        path_effects=_halo(), zorder=7,
+        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}", (x, y), xycoords="axes fraction",
+        xytext=(-14 if x > 0.5 else 14, 0), textcoords="offset points", va="center", fontsize=8.5,
+        ha="right" if x > 0.5 else "left", path_effects=_halo(), zorder=7,
     )
-    toward = (edge_x + 0.05 * _sign(x), edge_y + 0.07 * _sign(y))
-    axes.annotate("", toward, (edge_x, edge_y), xycoords="axes fraction",
+    axes.annotate("", (x + 0.05 * off_x, y + 0.07 * off_y), (x, y), xycoords="axes fraction",
                   textcoords="axes fraction", annotation_clip=False, zorder=6,
                   arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0})
 
 
-def _sign(place: float) -> int:
-    """Which side of [0, 1] a place is on."""
-    return -1 if place < 0 else int(place > 1)
+def _reach(low: float, high: float, value: float) -> tuple[float, float, float, int]:
+    """Widen an axis for a value: its new limits, the value's place in [0, 1], and where it is.
+
+    A value too far off gets a place at the edge, with room so that it lies on no curve, and -1
+    or 1 for the side it is really on; otherwise 0.
+    """
+    span = high - low
+    if low - _STRETCH * span <= value <= high + _STRETCH * span:
+        low, high = min(low, value - 0.05 * span), max(high, value + 0.05 * span)
+        return low, high, (value - low) / (high - low), 0
+    if value < low:
+        return low - 0.14 * span, high, 0.06, -1
+    return low, high + 0.14 * span, 0.94, 1
 
 
 def _halo() -> list[Any]:
@@ -208,20 +207,19 @@ def _tag(
                   fontweight="bold" if bold else "normal", path_effects=_halo(), zorder=6)
 
 
-def _finish(axes: Axes, *, legend: str) -> None:
+def _finish(axes: Axes, *, legend: Literal["upper left", "upper right"]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: _minor(value))
+    low, high = axes.get_ylim()
+    digits = "2346" if high / low > 6 else "23456789"  # more would overlap on a long axis
+    axes.yaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in digits else ""
+    )
     axes.tick_params(axis="y", which="both", labelsize=9)
     axes.set_ylabel("generative perplexity (log scale)")
     axes.grid(visible=True, which="both", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc=legend, fontsize=8.5, framealpha=0.9)
-
-
-def _minor(value: float) -> str:
-    """Labels at 2, 3, 4 and 6 of a decade: more would overlap."""
-    return f"{value:g}" if f"{value:.0e}"[0] in "2346" else ""
 
 
 def _others(rows: Sequence[Row], teacher: str) -> list[str]:

@@ -106,7 +106,7 @@ def read_protocol(path: str | Path) -> Protocol:
             f"protocol {str(path)!r} cannot be read ({error.strerror}); give a YAML file such as "
             "eval/frontier.yaml"
         ) from error
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"protocol {str(path)!r} is not valid ({reason[:200]}); eval/frontier.yaml shows the "

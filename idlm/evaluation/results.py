@@ -33,20 +33,19 @@ class Results:
 
     def __init__(self, protocol: Protocol, path: Path, device: str) -> None:
         self.protocol, self.path, self.device = protocol, path, device
-        old = self._read()
-        self.cells: list[dict[str, Any]] = old.get("cells", [])
-        self.reference: dict[str, Any] | None = old.get("reference")
+        self.cells: list[dict[str, Any]] = self._read()
+        self.reference: dict[str, Any] | None = None
         judge = open_evaluator(protocol.evaluator, device).identity()
         self._judge = judge["evaluator_revision"]
         self._revisions: dict[str, str | None] = {}
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
-            return {}
+            return []
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("cells"), list):
-                return found
+                return found["cells"]
         except ValueError:
             pass
         raise UserError(f"{self.path} is no results file of this program; name another --output")
@@ -79,24 +78,16 @@ class Results:
         self.save()
 
     def add_reference(self) -> None:
-        """Measure the held-out text unless the file has it under these conditions."""
+        """Measure the held-out text: seconds, so it is simply done again in every run."""
         plan = self.protocol.reference
         if plan is None:
             return
-        old = self.reference or {}
-        same = (old.get("corpus"), old.get("split"), old.get("length"), old.get("rows"),
-                old.get("evaluation", {}).get("evaluator_revision"))
-        if same == (plan.corpus, plan.split, self.protocol.length, plan.rows, self._judge):
-            return
         tokenizer = next(m.checkpoint for m in self.protocol.models
                          if m.label == self.protocol.teacher)
-        self.reference = {
-            "rows": plan.rows,
-            **measure_reference(
-                plan.corpus, plan.split, tokenizer=tokenizer, evaluator=self.protocol.evaluator,
-                length=self.protocol.length, rows=plan.rows, device=self.device,
-            ),
-        }
+        self.reference = measure_reference(
+            plan.corpus, plan.split, tokenizer=tokenizer, evaluator=self.protocol.evaluator,
+            length=self.protocol.length, rows=plan.rows, device=self.device,
+        )
         self.save()
 
     def save(self) -> dict[str, Any]:

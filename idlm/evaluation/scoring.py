@@ -41,7 +41,7 @@ def score(
         "gen_ppl": _finite(gen_ppl),
         "gen_ppl_stderr": _finite(gen_ppl * _ratio_stderr(nll, count)),
         "entropy": _finite(float(entropies.mean())),
-        "entropy_stderr": _finite(float(entropies.std()) / math.sqrt(len(entropies))),
+        "entropy_stderr": _finite(_mean_stderr(entropies)),
         "distinct_2_per_sequence": _finite(float(distinct.compute())),
         "evaluation": metric.conditions(),
         "seconds_scoring": time.perf_counter() - started,
@@ -59,6 +59,11 @@ def _ratio_stderr(nll: list[float], count: list[float]) -> float:
     mean = sum(nll) / total
     squares = sum((a - mean * b) ** 2 for a, b in zip(nll, count, strict=True))
     return math.sqrt(squares * n / (n - 1)) / total
+
+
+def _mean_stderr(values: Tensor) -> float:
+    """Standard error of the mean of independent values ``[N]``; nan for 1."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _finite(value: float) -> float | None:

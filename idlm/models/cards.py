@@ -31,13 +31,19 @@ def _show(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def teacher_card(settings: Mapping[str, Any], updates: int, metrics: Mapping[str, float]) -> str:
+def teacher_card(
+    settings: Mapping[str, Any],
+    updates: int,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any],
+) -> str:
     """Markdown card of a teacher.
 
     Args:
         settings: constructor arguments of the training.
         updates: optimiser updates made.
         metrics: last logged metrics; NELBO in nats per token, EMA weights.
+        data: corpus and packing of the training text.
     """
     lines = _front_matter(["masked-diffusion", "text-generation", "mdlm"])
     lines += [
@@ -48,12 +54,14 @@ def teacher_card(settings: Mapping[str, Any], updates: int, metrics: Mapping[str
         "",
         "```python",
         "import idlm",
+        "",
         'model = idlm.load("THIS_FOLDER")',
         "out = idlm.generate(model, num_samples=1, steps=64, seed=0)",
         "```",
     ]
     shown = {k: v for k, v in metrics.items() if k.startswith("val/")}
     lines += _table("Measured (nats per token on the validation split)", shown)
+    lines += _table("Data", data)
     lines += _table("Training", {"updates": updates, **settings})
     return "\n".join(lines) + "\n"
 
@@ -63,6 +71,7 @@ def student_card(
     objective: str,
     counts: Mapping[str, int],
     metrics: Mapping[str, float],
+    data: Mapping[str, Any],
 ) -> str:
     """Markdown card of a distilled generator.
 
@@ -71,6 +80,7 @@ def student_card(
         objective: the objective and its settings, as text.
         counts: updates made of each network.
         metrics: last logged metrics.
+        data: corpus and packing of the training text.
     """
     lines = _front_matter(["masked-diffusion", "text-generation", "distillation", "idlm"])
     lines += [
@@ -80,10 +90,12 @@ def student_card(
         "",
         "```python",
         "import idlm",
+        "",
         'model = idlm.load("THIS_FOLDER")',
         "out = idlm.generate(model, num_samples=1, length=1024, steps=16, seed=0)",
         "```",
     ]
     lines += _table("Last logged values", metrics)
+    lines += _table("Data", data)
     lines += _table("Training", {**counts, **settings})
     return "\n".join(lines) + "\n"

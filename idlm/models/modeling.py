@@ -144,7 +144,11 @@ class DiffusionLM(PreTrainedModel):
         **unused: Any,
     ) -> MaskedLMOutput:
         """Raw logits ``[B, L, V]`` under ``.logits``, as the published models return."""
-        extra = sorted(name for name, value in unused.items() if name != "return_dict" and value)
+        # transformers passes switches that are off; a tensor has no truth value
+        extra = sorted(
+            name for name, value in unused.items()
+            if name != "return_dict" and value is not None and value is not False
+        )
         if extra:
             raise UserError(
                 f"the model got {', '.join(extra)}, which it does not take; "

@@ -282,7 +282,13 @@ class DistillationModule(UpdateModule):
         # after a collapse the last values are not those of the weights that were restored
         logged = {} if self.collapsed else self.trainer.callback_metrics
         metrics = {k: float(v) for k, v in logged.items()}
-        card = student_card(dict(self.hparams), f"{objective} ({settings})", counts, metrics)
+        card = student_card(
+            dict(self.hparams),
+            f"{objective} ({settings})",
+            counts,
+            metrics,
+            self.data_conditions(),
+        )
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
             cast(DiffusionLM, self.ema.module),

@@ -109,6 +109,16 @@ class UpdateModule(L.LightningModule):
                 "give both the same tokenizer, or leave out --data.init_args.tokenizer"
             )
 
+    def data_conditions(self) -> dict[str, Any]:
+        """Corpus, content hash, row length and batch size, for the model card."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return {}
+        packed = getattr(data, "metadata", {}).get("train", {})
+        shown = {k: packed[k] for k in ("content", "documents", "tokens") if k in packed}
+        settings = {k: getattr(data, k, None) for k in ("length", "global_batch_size")}
+        return {"corpus": getattr(data, "corpus_name", "?"), **shown, **settings}
+
     def on_train_start(self) -> None:
         """A finished run that is resumed makes no further update."""
         if self.finished:

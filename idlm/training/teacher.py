@@ -20,6 +20,18 @@ from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_f
 from idlm.training.networks import reach
 from idlm.training.muon import MuonAdamW
 
+# the arguments that describe a new network
+SIZES = (
+    "model_length",
+    "hidden_dim",
+    "cond_dim",
+    "n_blocks",
+    "n_heads",
+    "dropout",
+    "time_conditioning",
+    "schedule",
+)
+
 
 class TeacherModule(UpdateModule):
     """A masked diffusion language model trained by its NELBO.
@@ -110,17 +122,7 @@ class TeacherModule(UpdateModule):
             self.model.config.model_length = h["model_length"]
         else:
             torch.manual_seed(self.seed)  # the same first weights on every process
-            sizes = (
-                "model_length",
-                "hidden_dim",
-                "cond_dim",
-                "n_blocks",
-                "n_heads",
-                "dropout",
-                "time_conditioning",
-                "schedule",
-            )
-            config = DiffusionConfig(vocab_size=vocab_size, **{k: h[k] for k in sizes})
+            config = DiffusionConfig(vocab_size=vocab_size, **{k: h[k] for k in SIZES})
             self.model = DiffusionLM(config)
         self.model.set_attention(h["attention"])
         self.model.set_gradient_checkpointing(h["gradient_checkpointing"])
@@ -201,7 +203,10 @@ class TeacherModule(UpdateModule):
     def export(self, folder: str | Path) -> Path:
         """Write the EMA weights, tokenizer and model card; returns the folder."""
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        card = teacher_card(dict(self.hparams), self.updates, metrics)
+        # a network loaded from `init` has its own sizes, whatever the arguments say
+        sizes = {k: getattr(self._network().config, k) for k in SIZES}
+        settings = {**self.hparams, **sizes}
+        card = teacher_card(settings, self.updates, metrics, self.data_conditions())
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
             cast(DiffusionLM, self.ema.module),

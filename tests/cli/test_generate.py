@@ -176,8 +176,9 @@ def test_a_bundled_model_that_is_not_there_is_one_sentence(monkeypatch, tmp_path
 
 
 def test_the_help_is_exit_0_and_needs_no_torch(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would now fail
-    with pytest.raises(SystemExit) as stop:
-        main.main(["generate", "--help"])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)  # importing it would now fail
+        with pytest.raises(SystemExit) as stop:
+            main.main(["generate", "--help"])
     assert stop.value.code == 0
     assert "--temperature" in capsys.readouterr().out

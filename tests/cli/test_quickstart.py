@@ -84,7 +84,7 @@ def test_what_is_printed_names_the_table_the_warning_and_the_files(plan, tmp_pat
                  "seconds", "held-out text (2 rows)", "± one standard error", FRESH,
                  "frontier.png", "results.json", "samples"):
         assert word in out, word
-    assert "student updates" in err
+    assert "distilling" in err
 
 
 def test_a_second_run_replaces_the_first(told, plan):

@@ -64,10 +64,17 @@ def test_held_out_text_far_away_goes_to_the_edge_with_its_numbers(tmp_path, axes
     left, _ = axes
     assert any("4.12 nats" in t.get_text() and "21.8" in t.get_text() for t in left.texts)
     assert left.get_xlim()[0] > 4.12
+    star = next(line for line in left.lines if line.get_label().endswith("(beyond the edge)"))
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (0.06, 0.06)
 
 
-def test_labels_never_collide_with_dollar_signs_or_markup(tmp_path):
-    plots.plot_frontier([row("a_$b", 4, 4.0, 100.0)], tmp_path / "f.png", teacher="t")
+def test_an_axis_is_widened_for_what_is_near_and_not_for_what_is_far():
+    assert plots._reach(0.0, 1.0, 0.25) == (0.0, 1.0, 0.25, 0)
+    low, high, place, off = plots._reach(0.0, 1.0, -0.2)
+    assert (low, high, off) == (-0.25, 1.0, 0)
+    assert place == pytest.approx(0.05 / 1.25)
+    assert plots._reach(0.0, 1.0, -5.0) == (-0.14, 1.0, 0.06, -1)
+    assert plots._reach(0.0, 1.0, 5.0) == (0.0, 1.14, 0.94, 1)
 
 
 def test_nothing_to_plot_is_one_sentence(tmp_path):

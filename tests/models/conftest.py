@@ -26,7 +26,7 @@ SIZES = {
 def make() -> Make:
     """Build a denoiser in eval mode; every weight random, so that each of them matters."""
 
-    def build(*, std: float = 0.4, seed: int = 0, **changes: Any) -> DiffusionLM:
+    def build(*, std: float = 0.2, seed: int = 0, **changes: Any) -> DiffusionLM:
         torch.manual_seed(seed)
         model = DiffusionLM(DiffusionConfig(**{**SIZES, **changes}))
         for name, weight in model.named_parameters():

@@ -51,6 +51,11 @@ def test_names_and_shapes_of_the_default_size_are_the_published_ones() -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 169_627_218
 
 
+def spread(x: Tensor) -> float:
+    """Root mean square."""
+    return float(x.square().mean().sqrt())
+
+
 def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     variance = (centred**2).mean(-1, keepdim=True)
@@ -115,13 +120,13 @@ def test_the_forward_pass_is_the_published_one(
     model = make(time_conditioning=conditioned)
     sigma = torch.tensor([0.3, 4.0])
     reference = plain_logits(model, tokens, sigma if conditioned else torch.zeros(2))
-    assert float(reference.std()) > 0.5
+    assert float(reference.std()) > 0.3
     with torch.no_grad():
         narrow = model(tokens, timesteps=sigma).logits
         wide = model.double()(tokens, timesteps=sigma.double()).logits
     # in fp64 what is left is the fp32 rounding of the two tables of frequencies
     torch.testing.assert_close(wide, reference, atol=2e-5, rtol=0)
-    torch.testing.assert_close(narrow.double(), reference, atol=1e-4, rtol=0)  # 40 fp32 layers deep
+    torch.testing.assert_close(narrow.double(), reference, atol=2e-4, rtol=0)  # 40 fp32 layers deep
 
 
 def test_a_fresh_network_gives_exactly_zero_logits(tokens: Tensor) -> None:
@@ -159,7 +164,7 @@ def test_each_sequence_gets_its_own_time(make: Make, tokens: Tensor) -> None:
     model = make(time_conditioning=True)
     both = model(tokens, timesteps=torch.tensor([0.5, 3.0])).logits
     alone = model(tokens[1:], timesteps=torch.tensor([3.0])).logits
-    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=0)  # fp32, another batch size
+    torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=0)  # fp32, another batch size
     assert torch.equal(model(tokens, timesteps=torch.tensor([[0.5], [3.0]])).logits, both)
 
 
@@ -204,7 +209,7 @@ def test_bf16_autocast_keeps_the_head_in_fp32_and_the_logits_close(
     make: Make, tokens: Tensor
 ) -> None:
     model = make()
-    exact = model(tokens).logits
+    exact = model(tokens).logits.detach()
     seen: list[torch.dtype] = []
     for block in model.backbone.blocks:
         block.attn_qkv.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
@@ -215,8 +220,8 @@ def test_bf16_autocast_keeps_the_head_in_fp32_and_the_logits_close(
     assert seen == [torch.bfloat16] * 4  # the blocks do run in bf16
     assert logits.dtype == torch.float32
     assert torch.equal(logits, model.head(features))  # the head ignores autocast altogether
-    # bf16 has 8 bits; errors of 1/256 grow over 2 blocks to a few per cent of the spread
-    assert float((logits - exact).abs().max()) < 0.1 * float(exact.std())
+    # bf16 has 8 bits: errors of 1/256 in both blocks come to about a hundredth of the spread
+    assert spread(logits.detach() - exact) < 0.03 * spread(exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -231,8 +236,8 @@ def test_half_precision_weights_keep_their_positions(make: Make, dtype: torch.dt
         assert model.backbone.blocks[0].attn_qkv.weight.dtype == dtype
         assert torch.equal(model.backbone.rotary_emb.inv_freq, angles)
         half = model(states).logits.float()
-    # as under autocast: rounding of 8 or 11 bits, no more
-    assert float((half - exact).abs().max()) < 0.1 * float(exact.std())
+    # rounding of 8 or 11 bits, no more; angles in bf16 would make it 0.07
+    assert spread(half - exact) < 0.03 * spread(exact)
 
 
 def test_gradient_checkpointing_recomputes_and_gives_the_same_gradient(

@@ -56,7 +56,7 @@ def test_teacher_equal_to_fake_gives_no_loss_and_no_gradient(
         Networks(teacher, student, teacher), torch.randint(0, 2, (50, 3)), draw_of(50)
     )
     loss.total.backward()
-    assert float(loss.total) == 0.0
+    assert loss.total.item() == 0.0
     assert float(student.logits.grad.abs().max()) == 0.0
 
 
@@ -76,7 +76,7 @@ def test_the_student_loss_is_the_difference_of_two_diffusion_losses(
     plain = process.nll_per_token(log_teacher, g, state.z, state.time) - process.nll_per_token(
         log_fake, g, state.z, state.time
     )
-    assert abs(float(plain.sum())) > 1
+    assert abs(plain.sum().item()) > 1
     torch.testing.assert_close(total, plain.sum(), rtol=1e-6, atol=0)  # weights 1/t are fp32
 
 
@@ -236,9 +236,9 @@ def test_with_an_optimal_fake_the_loss_is_the_divergence_from_the_teacher(
     # the closed form is the optimum: sums of n fp32 weights cancel to seven digits
     assert float(fake.logits.grad.abs().max()) < 1e-5 * total
     entropy = -float((law * law.log()).sum())
-    assert float(auxiliary.total) == pytest.approx(total * entropy, rel=1e-5)
+    assert auxiliary.total.item() == pytest.approx(total * entropy, rel=1e-5)
     loss = objective.student_loss(trio, tokens, draw)
-    assert float(loss.total) == pytest.approx(total * divergence(law, p_star), rel=1e-4)
+    assert loss.total.item() == pytest.approx(total * divergence(law, p_star), rel=1e-4)
 
     # four standard deviations: the weight has variance log(1000), that on one token a quarter
     bound = 4 * math.sqrt(math.log(1000) / n)
@@ -246,7 +246,7 @@ def test_with_an_optimal_fake_the_loss_is_the_divergence_from_the_teacher(
     asked = 0.999 * (0.5 * (1 + 1e-3)) if renoise == "fresh" else 1.0
     mixture = asked * g + (1 - asked) * torch.tensor([0.7, 0.3]).double()
     assert float((law - mixture).abs().max()) < bound / 2
-    assert float(loss.mean) == pytest.approx(0.999 * divergence(mixture, p_star), rel=0.25)
+    assert loss.mean.item() == pytest.approx(0.999 * divergence(mixture, p_star), rel=0.25)
 
 
 def test_the_divergence_vanishes_only_where_the_student_is_the_teacher(table: MakeTable) -> None:
@@ -257,7 +257,7 @@ def test_the_divergence_vanishes_only_where_the_student_is_the_teacher(table: Ma
         student = table(probs=(share, 1 - share))
         trio = Networks(teacher, student, table(probs=(share, 1 - share)))
         loss = objective.student_loss(trio, torch.zeros(2000, 1).long(), draw_of(2000))
-        values.append(float(loss.mean))
+        values.append(loss.mean.item())
     assert values[2] == pytest.approx(0.0, abs=1e-12)
     assert min(values[0], values[1], values[3]) > 1e-3
 
@@ -278,7 +278,7 @@ def test_with_an_optimal_auxiliary_moment_matching_is_an_f_divergence(
     total = float(((1.0 / state.time) * state.scored[:, 0]).double().sum())
     assert total > 0.5 * n
     assert float(fake.logits.grad.abs().max()) < 1e-6 * total  # the half-way point is the optimum
-    value = float(objective.student_loss(trio, tokens, draw).total) / total
+    value = objective.student_loss(trio, tokens, draw).total.item() / total
     expected = float((p * ((p + q) / (2 * q)).log()).sum())
     assert value == pytest.approx(expected, abs=1e-6)
     assert (value > 1e-3) if share != 0.6 else (abs(value) < 1e-12)
@@ -294,7 +294,7 @@ def test_the_anchor_weighs_the_teacher_in_the_fakes_optimum(
     objective = AlternatingDistillation(anchor=anchor, target_steps=1)
     loss = objective.auxiliary_loss(trio, torch.zeros(500, 1).long(), draw_of(500))
     loss.total.backward()
-    assert float(fake.logits.grad.abs().max()) < 1e-6 * float(loss.total.detach())
+    assert float(fake.logits.grad.abs().max()) < 1e-6 * loss.total.item()
 
 
 def test_the_soft_target_has_the_expectation_of_the_hard_one(table: MakeTable) -> None:
@@ -385,8 +385,8 @@ def test_idlm_and_dmmd_are_two_settings_of_one_objective(table: MakeTable) -> No
     for special, settings in pairs:
         general = AlternatingDistillation(**settings)  # type: ignore[arg-type]
         for name in ("student_loss", "auxiliary_loss"):
-            ours = float(getattr(special, name)(trio, tokens, draw).total)
-            assert ours == float(getattr(general, name)(trio, tokens, draw).total)
+            ours = getattr(special, name)(trio, tokens, draw).total.item()
+            assert ours == getattr(general, name)(trio, tokens, draw).total.item()
             seen.add(ours)
     assert len(seen) == 8  # and no setting is idle
 
@@ -396,7 +396,7 @@ def test_flat_weighting_counts_every_masked_position_once(table: MakeTable) -> N
     objective = AlternatingDistillation(weighting="flat", anchor=0.0)
     loss = objective.auxiliary_loss(trio, tokens, draw)
     scored = int(objective.simulate(trio.student, tokens, draw).scored.sum())
-    assert float(loss.total) == pytest.approx(
+    assert loss.total.item() == pytest.approx(
         float(loss.logs["fake_masked_ce"]) * scored, rel=1e-12
     )
 
@@ -422,7 +422,7 @@ def test_nothing_masked_is_a_loss_of_zero_with_finite_logs(table: MakeTable, ren
             assert bool(torch.isfinite(loss.total))
             assert all(bool(torch.isfinite(value)) for value in loss.logs.values())
             loss.total.backward()
-            empty += float(loss.total) == 0.0
+            empty += loss.total.item() == 0.0
     assert empty > 10
 
 
@@ -440,7 +440,7 @@ def test_a_real_generator_learns_through_both_losses() -> None:
     for objective in (IDLM(), DMMD()):
         # all three agree at step 0, so there is nothing to learn from the teacher yet
         first = objective.student_loss(trio, tokens, draw_of(16))
-        assert float(first.total.detach()) == 0.0
+        assert first.total.item() == 0.0
         objective.auxiliary_loss(trio, tokens, draw_of(16)).total.backward()
         with torch.no_grad():
             for weight in fake.parameters():

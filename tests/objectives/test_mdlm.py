@@ -40,7 +40,7 @@ def test_nelbo_of_a_uniform_denoiser_is_the_log_of_the_vocabulary(schedule: str)
         loss = masked_nelbo(model, tokens, Draw(torch.arange(2048), 2048, 0, 0))
     # 131,072 tokens; the variance of the weight at masked positions is about log(1000) = 6.9,
     # so one standard deviation is 0.7 per cent; strata make it smaller
-    assert float(loss.mean) == pytest.approx((1 - 1e-3) * math.log(5), rel=0.03)
+    assert loss.mean.item() == pytest.approx((1 - 1e-3) * math.log(5), rel=0.03)
     assert loss.tokens == 2048 * 64
     assert float(loss.logs["masked_nll"]) == pytest.approx(math.log(5), rel=1e-5)
 
@@ -63,7 +63,7 @@ def test_the_lean_loss_equals_the_one_on_full_tables(schedule: str, conditioned:
     logits = model(z, timesteps=process.schedule.sigma(t)).logits
     plain = process.nll_per_token(process.log_probs(logits, z), tokens, z, t).sum()
     plain.backward()
-    assert float(plain) > 10
+    assert plain.item() > 10
     # fp64 but for the times and weights, which are fp32 and may be cast before or after 1/t
     torch.testing.assert_close(lean, plain, rtol=2e-6, atol=0)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
@@ -88,7 +88,7 @@ def test_steps_and_samples_bring_new_noise_and_names_repeat_it(table: Callable[.
 
     def total(first: int = 0, seed: int = 0, step: int = 0) -> float:
         draw = Draw(first + torch.arange(10), 10, seed, step)
-        return float(masked_nelbo(model, tokens, draw).total)
+        return masked_nelbo(model, tokens, draw).total.item()
 
     assert total() == total()
     assert len({total(), total(first=10), total(seed=1), total(step=1)}) == 4
@@ -99,7 +99,7 @@ def test_nothing_masked_is_a_loss_of_zero_with_finite_logs(table: Callable[..., 
     # among many draws of one token at the smallest times, most mask nothing
     draws = [Draw(torch.tensor([0]), 1000, 0, step) for step in range(20)]
     losses = [masked_nelbo(model, torch.zeros(1, 1, dtype=torch.int64), d) for d in draws]
-    empty = [loss for loss in losses if float(loss.total) == 0.0]
+    empty = [loss for loss in losses if loss.total.item() == 0.0]
     assert len(empty) > 10
     for loss in empty:
         assert all(bool(torch.isfinite(value)) for value in loss.logs.values())
