@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -38,15 +39,25 @@ def small(config: dict[str, Any], models: Folders) -> dict[str, Any]:
     asked = config["model"]["init_args"]
     match config["model"]["class_path"]:
         case "idlm.training.DistillationModule":
-            return {"teacher": models.teacher, "max_student_updates": 1, "fake_per_student": 1,
-                    "latent_global": min(4, asked.get("latent_global", 4))}
+            return {
+                "teacher": models.teacher,
+                "max_student_updates": 1,
+                "fake_per_student": 1,
+                "latent_global": min(4, asked.get("latent_global", 4)),
+            }
         case "idlm.training.TeacherModule":
             sizes = {"hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2}
             start = {"init": models.teacher} if asked.get("init") else sizes
             return {"tokenizer": models.teacher, "max_updates": 1, "model_length": LENGTH, **start}
         case "idlm.training.EvaluatorModule":
-            return {"tokenizer": models.teacher, "max_updates": 1, "n_layer": 1, "n_head": 2,
-                    "n_embd": 16, "n_positions": LENGTH}
+            return {
+                "tokenizer": models.teacher,
+                "max_updates": 1,
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 16,
+                "n_positions": LENGTH,
+            }
         case other:
             raise AssertionError(f"teach this test how to make {other} small")
 
@@ -63,7 +74,9 @@ def overrides(file: Path, models: Folders, corpus: Path) -> list[str]:
         f"--config={file}",
         *(f"--model.init_args.{k}={v}" for k, v in model.items()),
         *(f"--data.init_args.{k}={v}" for k, v in data.items()),
-        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
     ]
 
 
@@ -126,8 +139,8 @@ def test_without_a_network_one_sentence_says_what_is_missing_and_what_to_type(
     with pytest.raises(SystemExit) as stop:
         main(["fit", f"--config={repo_dir() / 'configs' / name}.yaml"])
     assert stop.value.code == 2
-    key, value = ("tokenizer", "gpt2") if name == "owt_teacher" else (
-        "teacher", "kuleshov-group/mdlm-owt"
+    key, value = (
+        ("tokenizer", "gpt2") if name == "owt_teacher" else ("teacher", "kuleshov-group/mdlm-owt")
     )
     [line] = capfd.readouterr().err.splitlines()
     assert f"could not reach checkpoint {value!r}" in line
@@ -142,7 +155,12 @@ def test_an_unreachable_hub_ends_the_installed_command_with_exit_code_2(tmp_path
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
     result = subprocess.run(
         [sys.executable, "-m", "idlm.cli.main", "fit", f"--config={OWT}"],
-        capture_output=True, text=True, env=environment, cwd=repo_dir(), check=False, timeout=300,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=repo_dir(),
+        check=False,
+        timeout=300,
     )
     assert result.returncode == 2, result.stderr
     [line] = result.stderr.splitlines()
@@ -151,13 +169,22 @@ def test_an_unreachable_hub_ends_the_installed_command_with_exit_code_2(tmp_path
 
 
 def test_a_corpus_out_of_reach_ends_with_one_sentence_too(
-    models: Folders, capfd: pytest.CaptureFixture[str], tmp_path: Path,
+    models: Folders,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["fit", f"--config={OWT}", f"--model.init_args.teacher={models.teacher}",
-              "--trainer.accelerator=cpu", "--trainer.strategy=auto"])
+        main(
+            [
+                "fit",
+                f"--config={OWT}",
+                f"--model.init_args.teacher={models.teacher}",
+                "--trainer.accelerator=cpu",
+                "--trainer.strategy=auto",
+            ]
+        )
     assert stop.value.code == 2
     [line] = capfd.readouterr().err.splitlines()
     assert "Skylion007/openwebtext" in line
@@ -165,15 +192,28 @@ def test_a_corpus_out_of_reach_ends_with_one_sentence_too(
 
 
 def test_owt_16step_runs_for_real_with_teacher_and_corpus_of_ones_own(
-    models: Folders, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    models: Folders,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["fit", f"--config={OWT}", f"--model.init_args.teacher={models.teacher}",
-          f"--data.init_args.corpus={corpus}", "--trainer.accelerator=cpu",
-          "--trainer.strategy=auto", f"--data.init_args.length={LENGTH}",
-          "--data.init_args.global_batch_size=8", "--data.init_args.max_eval_rows=8",
-          "--model.init_args.max_student_updates=2", "--trainer.enable_progress_bar=false"])
+    main(
+        [
+            "fit",
+            f"--config={OWT}",
+            f"--model.init_args.teacher={models.teacher}",
+            f"--data.init_args.corpus={corpus}",
+            "--trainer.accelerator=cpu",
+            "--trainer.strategy=auto",
+            f"--data.init_args.length={LENGTH}",
+            "--data.init_args.global_batch_size=8",
+            "--data.init_args.max_eval_rows=8",
+            "--model.init_args.max_student_updates=2",
+            "--trainer.enable_progress_bar=false",
+        ]
+    )
     assert capfd.readouterr().err == ""
     student = idlm.load("runs/owt_16step/export")
     assert student.has_latent
@@ -199,8 +239,13 @@ def test_owt_16step_runs_for_real_with_teacher_and_corpus_of_ones_own(
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_2(
-    argument: str, sentence: str, models: Folders, corpus: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    argument: str,
+    sentence: str,
+    models: Folders,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = repo_dir() / "configs" / "tiny.yaml"
@@ -213,15 +258,47 @@ def test_a_wrong_setting_is_one_line_and_exit_2(
 
 
 def test_a_training_that_diverges_is_one_line_and_exit_2(
-    models: Folders, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    models: Folders,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = repo_dir() / "configs" / "tiny.yaml"
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *overrides(tiny, models, corpus), "--trainer.enable_progress_bar=false",
-              "--model.init_args.warmup=0", "--model.init_args.fake_lr=1e30"])
+        main(
+            [
+                "fit",
+                *overrides(tiny, models, corpus),
+                "--trainer.enable_progress_bar=false",
+                "--model.init_args.warmup=0",
+                "--model.init_args.fake_lr=1e30",
+            ]
+        )
     assert stop.value.code == 2
     [line] = capfd.readouterr().err.splitlines()
     assert "student update" in line
     assert "no weight was changed" in line
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_measured_as_its_run_measured_it(
+    command: str,
+    models: Folders,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = overrides(repo_dir() / "configs" / "tiny.yaml", models, corpus)
+    main(["fit", *arguments, "--trainer.enable_progress_bar=false"])
+    [file] = tmp_path.rglob("metrics.csv")
+    with file.open(newline="") as lines:
+        measured = [row["val/student_loss"] for row in csv.DictReader(lines)][-1]
+    before = capfd.readouterr()
+    assert before.err == ""
+    main([command, *arguments, "--ckpt_path=runs/tiny/checkpoints/last.ckpt"])
+    # a table of what was measured
+    assert measured[:8] in capfd.readouterr().out

@@ -31,8 +31,13 @@ def make_models(root: Path, *, length: int = LENGTH) -> Folders:
     folders = Folders(root / "teacher", root / "student", root / "evaluator")
     torch.manual_seed(0)
     config = DiffusionConfig(
-        vocab_size=len(tokenizer) + 1, model_length=length, hidden_dim=16, cond_dim=8, n_blocks=1,
-        n_heads=2, dropout=0.0,
+        vocab_size=len(tokenizer) + 1,
+        model_length=length,
+        hidden_dim=16,
+        cond_dim=8,
+        n_blocks=1,
+        n_heads=2,
+        dropout=0.0,
     )
     teacher = DiffusionLM(config)
     # the output layer starts at zero; a random one has tokens to prefer, so temperature matters
@@ -41,8 +46,15 @@ def make_models(root: Path, *, length: int = LENGTH) -> Folders:
     student = teacher.with_latent(latent_global=4, latent_position=4)
     export_folder(student, folders.student, tokenizer=tokenizer)
     judge = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=16,
-                   n_positions=8 * length, bos_token_id=0, eos_token_id=0)
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_layer=1,
+            n_head=2,
+            n_embd=16,
+            n_positions=8 * length,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     )
     judge.save_pretrained(folders.evaluator)
     tokenizer.save_pretrained(folders.evaluator)

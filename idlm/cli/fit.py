@@ -88,7 +88,8 @@ class CLI(LightningCLI):
             self.model.prepare_data()
         except UserError as error:
             key = "teacher" if "teacher" in self.model.hparams else "tokenizer"
-            if Path(paths.resolve(self.model.hparams[key])).exists():
+            name = self.model.hparams.get(key)
+            if name is None or Path(paths.resolve(name)).exists():
                 raise
             raise UserError(
                 f"{error}; on the command line: --model.init_args.{key} FOLDER, and for text that "

@@ -19,24 +19,44 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="idlm generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", default="python-docs-student-16step", metavar="X",
-                        help="folder, bundled name or Hugging Face id (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        default="python-docs-student-16step",
+        metavar="X",
+        help="folder, bundled name or Hugging Face id (default: %(default)s)",
+    )
     parser.add_argument("--revision", help="hub revision of the checkpoint")
     parser.add_argument("--length", type=int, help="tokens per sample; the model's context")
-    parser.add_argument("--steps", type=int, default=16,
-                        help="sampler steps, each at most one network call (default: %(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=16,
+        help="sampler steps, each at most one network call (default: %(default)s)",
+    )
     parser.add_argument("--num-samples", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, help="sample i depends on seed and i alone; random")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (default: 1, all tokens)")
     parser.add_argument("--batch-size", type=int, help="samples in flight; chosen from the length")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32",
-                        help="of the network; draws are always float64 (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="write samples.jsonl instead of printing; "
-                        "an existing file is replaced once the new one is complete")
-    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=None,
-                        help="a progress bar on stderr (default: if stderr is a terminal)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the network; draws are always float64 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write samples.jsonl instead of printing; "
+        "an existing file is replaced once the new one is complete",
+    )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="a progress bar on stderr (default: if stderr is a terminal)",
+    )
     return parser
 
 
@@ -66,13 +86,27 @@ def run(argv: list[str]) -> None:
     model = idlm.load(args.checkpoint, revision=args.revision, device=device, dtype=dtype)
     tokenizer = load_tokenizer(args.checkpoint, revision=args.revision)
     length = model.config.model_length if args.length is None else args.length
-    check_request(model, num_samples=args.num_samples, length=length, steps=args.steps,
-                  temperature=args.temperature, top_p=args.top_p, batch_size=args.batch_size)
+    check_request(
+        model,
+        num_samples=args.num_samples,
+        length=length,
+        steps=args.steps,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        batch_size=args.batch_size,
+    )
     shown = sys.stderr.isatty() if args.progress is None else args.progress
     with _progress(shown, args.num_samples * args.steps) as callback:
         out = idlm.generate(
-            model, args.num_samples, length, args.steps, seed=args.seed, top_p=args.top_p,
-            temperature=args.temperature, batch_size=args.batch_size, callback=callback,
+            model,
+            args.num_samples,
+            length,
+            args.steps,
+            seed=args.seed,
+            top_p=args.top_p,
+            temperature=args.temperature,
+            batch_size=args.batch_size,
+            callback=callback,
         )
     texts = decode(tokenizer, out.tokens)
     if args.output is None:
@@ -113,8 +147,10 @@ def _print(texts: list[str], out: GenerationOutput) -> None:
 
 def _summary(out: GenerationOutput) -> str:
     count, length = out.tokens.shape
-    return (f"{count} samples of {length} tokens in {out.nfe} network calls each, "
-            f"{out.tokens_per_call:.4g} tokens per call, {out.seconds:.1f} s, seed {out.seed}")
+    return (
+        f"{count} samples of {length} tokens in {out.nfe} network calls each, "
+        f"{out.tokens_per_call:.4g} tokens per call, {out.seconds:.1f} s, seed {out.seed}"
+    )
 
 
 @contextmanager

@@ -66,8 +66,15 @@ class Plan:
         from idlm.evaluation.cells import Cell
 
         def cell(label: str, checkpoint: str, steps: int, temperature: float = 1.0) -> Cell:
-            return Cell(label, checkpoint, steps, temperature, seed=self.seed,
-                        num_samples=num_samples, length=self.length)
+            return Cell(
+                label,
+                checkpoint,
+                steps,
+                temperature,
+                seed=self.seed,
+                num_samples=num_samples,
+                length=self.length,
+            )
 
         rows = [cell("teacher", self.teacher, steps) for steps in self.teacher_steps]
         rows += [cell("teacher", self.teacher, self.target, t) for t in self.temperatures]
@@ -87,8 +94,12 @@ def run(argv: list[str]) -> None:
         UserError: for bad usage, a folder that cannot be written, or missing bundled models.
     """
     parser = Parser(prog="idlm quickstart", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER",
-                        help="where everything goes (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        default="runs/quickstart",
+        metavar="FOLDER",
+        help="where everything goes (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
     args = parser.parse_args(argv)
     folder = check_writable("--output", args.output, folder=True)
@@ -133,13 +144,22 @@ def _show_texts(plan: Plan, device: str, console: Console) -> float:
     import idlm
     from idlm.models import decode, load_tokenizer
 
-    shown = Table(title=f"{plan.length} tokens in {plan.target} network calls, seed {plan.seed}",
-                  show_lines=True, expand=True)
+    shown = Table(
+        title=f"{plan.length} tokens in {plan.target} network calls, seed {plan.seed}",
+        show_lines=True,
+        expand=True,
+    )
     texts, seconds = [], 0.0
     with _bar("generating", 2 * plan.target) as advance:
         for label, checkpoint in (("teacher", plan.teacher), ("student", plan.student)):
-            out = idlm.generate(idlm.load(checkpoint, device=device), 1, plan.length, plan.target,
-                                seed=plan.seed, callback=advance)
+            out = idlm.generate(
+                idlm.load(checkpoint, device=device),
+                1,
+                plan.length,
+                plan.target,
+                seed=plan.seed,
+                callback=advance,
+            )
             text = decode(load_tokenizer(checkpoint), out.tokens)[0]
             texts.append(Text(text[:_EXCERPT].strip() + " ..."))
             seconds = out.seconds / plan.target  # of the second model: the first warms up
@@ -156,19 +176,38 @@ def _distil(plan: Plan, folder: Path, console: Console) -> Path | None:
     student, work = folder / "student", folder / "distillation"
     before = student.stat().st_mtime_ns if student.exists() else None
     arguments = [
-        "fit", "--config", str(plan.config), "--seed_everything", str(plan.seed),
-        "--trainer.default_root_dir", str(work), "--trainer.logger.init_args.save_dir", str(work),
-        "--model.init_args.teacher", plan.teacher, "--model.init_args.seed", str(plan.seed),
-        "--model.init_args.export_dir", str(student),
-        "--data.init_args.tokenizer", plan.teacher, "--data.init_args.seed", str(plan.seed),
-        "--data.init_args.corpus", plan.corpus, "--data.init_args.length", str(plan.length),
+        "fit",
+        "--config",
+        str(plan.config),
+        "--seed_everything",
+        str(plan.seed),
+        "--trainer.default_root_dir",
+        str(work),
+        "--trainer.logger.init_args.save_dir",
+        str(work),
+        "--model.init_args.teacher",
+        plan.teacher,
+        "--model.init_args.seed",
+        str(plan.seed),
+        "--model.init_args.export_dir",
+        str(student),
+        "--data.init_args.tokenizer",
+        plan.teacher,
+        "--data.init_args.seed",
+        str(plan.seed),
+        "--data.init_args.corpus",
+        plan.corpus,
+        "--data.init_args.length",
+        str(plan.length),
         *plan.overrides,
     ]
     console.print("idlm " + " ".join(arguments), style="dim", highlight=False, markup=False)
     fit.run(arguments)
     if not student.exists() or student.stat().st_mtime_ns == before:
-        console.print("The clock ran out before the first student update on this machine: no "
-                      "fresh student is measured.")
+        console.print(
+            "The clock ran out before the first student update on this machine: no "
+            "fresh student is measured."
+        )
         return None
     return student
 
@@ -195,10 +234,25 @@ def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> di
     with _bar("measuring", sum(cell.steps * count for cell in cells)) as advance:
         for cell in cells:
             name = f"{cell.label.replace(' ', '-')}-{cell.steps}-T{cell.temperature:g}.jsonl"
-            found.append(measure(cell, evaluator=judge, device=device, batch_size=4,
-                                 save_samples=folder / "samples" / name, callback=advance))
-    reference = measure_reference(plan.corpus, "validation", tokenizer=plan.teacher,
-                                  evaluator=judge, length=plan.length, rows=count, device=device)
+            found.append(
+                measure(
+                    cell,
+                    evaluator=judge,
+                    device=device,
+                    batch_size=4,
+                    save_samples=folder / "samples" / name,
+                    callback=advance,
+                )
+            )
+    reference = measure_reference(
+        plan.corpus,
+        "validation",
+        tokenizer=plan.teacher,
+        evaluator=judge,
+        length=plan.length,
+        rows=count,
+        device=device,
+    )
     summary = summarise(found)
     return {
         "plan": asdict(plan) | {"config": str(plan.config)},
@@ -217,15 +271,26 @@ def _write(plan: Plan, results: dict[str, Any], folder: Path, console: Console) 
     console.print(table(results))
     console.print(caption(results), style="dim", highlight=False, markup=False)
     console.print(comparison(results, plan.target), highlight=False, markup=False)
-    note = (f"judged by {plan.evaluator}; {results['cells'][0]['num_samples']} samples of "
-            f"{plan.length} tokens per point, one seed")
-    picture = plot_frontier(results["summary"], folder / "frontier.png", teacher="teacher",
-                            reference=results["reference"], note=note)
+    note = (
+        f"judged by {plan.evaluator}; {results['cells'][0]['num_samples']} samples of "
+        f"{plan.length} tokens per point, one seed"
+    )
+    picture = plot_frontier(
+        results["summary"],
+        folder / "frontier.png",
+        teacher="teacher",
+        reference=results["reference"],
+        note=note,
+    )
     numbers = write_json(folder / "results.json", results)
     console.print(f"\nDone in {results['seconds_total'] / 60:.1f} minutes. Written:")
-    for what, path in (("picture", picture), ("numbers", numbers),
-                       ("samples", folder / "samples"), ("fresh student", folder / "student"),
-                       ("training log", folder / "distillation")):
+    for what, path in (
+        ("picture", picture),
+        ("numbers", numbers),
+        ("samples", folder / "samples"),
+        ("fresh student", folder / "student"),
+        ("training log", folder / "distillation"),
+    ):
         if path.exists():
             console.print(f"  {what:<14} {path}", highlight=False, soft_wrap=True)
 

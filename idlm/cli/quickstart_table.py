@@ -27,14 +27,23 @@ def table(results: Mapping[str, Any]) -> Table:
             shown.add_section()
             before = cell["label"]
         shown.add_row(
-            cell["label"], str(cell["steps"]), f"{cell['temperature']:g}",
-            f"{cell['tokens_per_call']:.4g}", _spread(cell, "gen_ppl", 1),
-            _spread(cell, "entropy", 3), f"{cell['seconds']:.1f}",
+            cell["label"],
+            str(cell["steps"]),
+            f"{cell['temperature']:g}",
+            f"{cell['tokens_per_call']:.4g}",
+            _spread(cell, "gen_ppl", 1),
+            _spread(cell, "entropy", 3),
+            f"{cell['seconds']:.1f}",
         )
     shown.add_section()
     shown.add_row(
-        f"held-out text ({reference['num_samples']} rows)", "-", "-", "-",
-        _spread(reference, "gen_ppl", 1), _spread(reference, "entropy", 3), "-",
+        f"held-out text ({reference['num_samples']} rows)",
+        "-",
+        "-",
+        "-",
+        _spread(reference, "gen_ppl", 1),
+        _spread(reference, "entropy", 3),
+        "-",
     )
     return shown
 
@@ -60,12 +69,16 @@ def comparison(results: Mapping[str, Any], steps: int) -> str:
         if row["steps"] != steps or row["teacher_steps"] != steps:
             continue
         if row["ratio"] is None:
-            lines.append(f"{row['label']}, {steps} steps: its entropy is {OUTSIDE} of the "
-                         f"teacher's temperatures, so there is no comparison at equal entropy.")
+            lines.append(
+                f"{row['label']}, {steps} steps: its entropy is {OUTSIDE} of the "
+                f"teacher's temperatures, so there is no comparison at equal entropy."
+            )
         else:
-            lines.append(f"{row['label']}, {steps} steps: {row['ratio']:.2f} times the GenPPL of "
-                         f"the teacher at {steps} steps whose temperature gives it the same "
-                         f"entropy ({row['teacher_gen_ppl']:.1f}); below 1 is better.")
+            lines.append(
+                f"{row['label']}, {steps} steps: {row['ratio']:.2f} times the GenPPL of "
+                f"the teacher at {steps} steps whose temperature gives it the same "
+                f"entropy ({row['teacher_gen_ppl']:.1f}); below 1 is better."
+            )
     return "\n".join(lines)
 
 

@@ -30,8 +30,12 @@ class UpdateBar(Callback):
         if not trainer.is_global_zero:
             return
         self._bar = Progress(
-            TextColumn("distilling"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("updates"), TimeElapsedColumn(), TextColumn("{task.description}"),
+            TextColumn("distilling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("updates"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
             console=Console(stderr=True),
         )
         self._bar.start()

@@ -157,8 +157,13 @@ def measure(
     tokens, cost = _generate(model, cell, batch_size=batch_size, callback=callback)
     texts = decode(tokenizer, tokens)
     if save_samples is not None:
-        header = {**asdict(cell), "revision": revision, "nfe": cost["network_calls"],
-                  "tokens_per_call": cost["tokens_per_call"], "seconds": cost["seconds"]}
+        header = {
+            **asdict(cell),
+            "revision": revision,
+            "nfe": cost["network_calls"],
+            "tokens_per_call": cost["tokens_per_call"],
+            "seconds": cost["seconds"],
+        }
         keep_samples(save_samples, tokens, texts, header=header)
     return {
         **asdict(cell),
@@ -176,8 +181,14 @@ def _generate(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Tokens ``[N, L]`` of a cell and what they cost, batch by batch."""
     settings: dict[str, Any] = {"temperature": cell.temperature, "top_p": cell.top_p}
-    check_request(model, num_samples=cell.num_samples, length=cell.length, steps=cell.steps,
-                  batch_size=batch_size, **settings)
+    check_request(
+        model,
+        num_samples=cell.num_samples,
+        length=cell.length,
+        steps=cell.steps,
+        batch_size=batch_size,
+        **settings,
+    )
     parts: list[Tensor] = []
     calls = sampler_calls = 0
     started = time.perf_counter()
@@ -185,8 +196,17 @@ def _generate(
         for first in range(0, cell.num_samples, batch_size):
             size = min(batch_size, cell.num_samples - first)
             before = counted.calls
-            out = generate(model, size, cell.length, cell.steps, seed=cell.seed, batch_size=size,
-                           first_index=first, callback=callback, **settings)
+            out = generate(
+                model,
+                size,
+                cell.length,
+                cell.steps,
+                seed=cell.seed,
+                batch_size=size,
+                first_index=first,
+                callback=callback,
+                **settings,
+            )
             parts.append(out.tokens)
             calls = max(calls, counted.calls - before)
             sampler_calls = max(sampler_calls, out.nfe)

@@ -36,6 +36,7 @@ __all__ = [
     "summarise",
 ]
 
+
 @dataclass(frozen=True)
 class Settings:
     """How the cells are measured: nothing here changes a number beyond fp32 rounding."""
@@ -101,8 +102,10 @@ def _wanted(protocol: Protocol, only: Sequence[str]) -> list[Cell]:
     for name in only:
         if not any(name in _names(cell) for cell in cells):
             known = sorted({cell.label for cell in cells})
-            raise UserError(f"--only {name!r} selects nothing in the protocol; give a label "
-                            f"({', '.join(known)}) or LABEL:STEPS, such as {known[0]}:16")
+            raise UserError(
+                f"--only {name!r} selects nothing in the protocol; give a label "
+                f"({', '.join(known)}) or LABEL:STEPS, such as {known[0]}:16"
+            )
     return [cell for cell in cells if not only or any(name in _names(cell) for name in only)]
 
 
@@ -111,9 +114,11 @@ def _names(cell: Cell) -> tuple[str, str]:
 
 
 def _line(cell: Cell, found: dict[str, Any]) -> str:
-    return (f"{cell}: GenPPL {found['gen_ppl'] or float('nan'):.2f}, entropy "
-            f"{found['entropy']:.3f} nats, {found['network_calls']} network calls, "
-            f"{found['seconds']:.1f} s")
+    return (
+        f"{cell}: GenPPL {found['gen_ppl'] or float('nan'):.2f}, entropy "
+        f"{found['entropy']:.3f} nats, {found['network_calls']} network calls, "
+        f"{found['seconds']:.1f} s"
+    )
 
 
 def _measured(
@@ -148,8 +153,13 @@ def _one(cell: Cell, evaluator: str, settings: Settings) -> dict[str, Any]:
     if settings.samples_dir is not None:
         name = f"{cell.label}-{cell.steps}-T{cell.temperature:g}-seed{cell.seed}.jsonl"
         samples = Path(settings.samples_dir) / name
-    return measure(cell, evaluator=evaluator, device=settings.device,
-                   batch_size=settings.batch_size, save_samples=samples)
+    return measure(
+        cell,
+        evaluator=evaluator,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        save_samples=samples,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -159,18 +169,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--protocol", default="eval/frontier.yaml", help="YAML (%(default)s)")
     parser.add_argument("--output", default="eval/results/frontier.json", help="JSON (%(default)s)")
-    parser.add_argument("--only", action="append", default=[], metavar="LABEL[:STEPS]",
-                        help="measure only this now; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="LABEL[:STEPS]",
+        help="measure only this now; may be repeated",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--threads", type=int, help="torch threads per process")
     parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE,
-                        help="sequences generated together (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        help="sequences generated together (%(default)s)",
+    )
     parser.add_argument("--samples", metavar="DIR", help="also keep every cell's samples here")
     args = parser.parse_args(argv)
     try:
         run(
-            read_protocol(args.protocol), args.output, only=args.only, workers=args.workers,
+            read_protocol(args.protocol),
+            args.output,
+            only=args.only,
+            workers=args.workers,
             threads=args.threads,
             settings=Settings(str(pick_device(args.device)), args.batch_size, args.samples),
         )

@@ -94,8 +94,16 @@ def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row
     for number, (steps, colour) in enumerate(shades.items()):
         curve = sorted((r for r in own if r["steps"] == steps), key=lambda r: r["temperature"])
         marker = _TEACHER_MARKERS[number % len(_TEACHER_MARKERS)]
-        _points(axes, curve, "entropy_mean", colour=colour, marker=marker, line="-", size=5,
-                label=f"{teacher}, {steps} steps")
+        _points(
+            axes,
+            curve,
+            "entropy_mean",
+            colour=colour,
+            marker=marker,
+            line="-",
+            size=5,
+            label=f"{teacher}, {steps} steps",
+        )
         if len(curve) > 1 and not told:  # one curve is enough to show which way T goes
             told = True
             for row in curve:
@@ -103,8 +111,16 @@ def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row
     for number, name in enumerate(_others(rows, teacher)):
         colour, marker = _style(number)
         points = sorted((r for r in rows if r["label"] == name), key=lambda r: r["steps"])
-        _points(axes, points, "entropy_mean", colour=colour, marker=marker, line="", size=9,
-                label=f"{name} (steps beside it)")
+        _points(
+            axes,
+            points,
+            "entropy_mean",
+            colour=colour,
+            marker=marker,
+            line="",
+            size=9,
+            label=f"{name} (steps beside it)",
+        )
         for row in points:
             hot = "" if row["temperature"] == 1.0 else f", T={row['temperature']:g}"
             _tag(axes, row, f"{row['steps']}{hot}", colour, offset=(8, 5), bold=True)
@@ -128,18 +144,41 @@ def _star(axes: Axes, entropy: float, gen_ppl: float) -> None:
     axes.set_xlim(*limits_x)
     axes.set_ylim(*map(math.exp, limits_y))
     far = bool(off_x or off_y)
-    axes.plot(x, y, transform=axes.transAxes, marker="*", markersize=17, linestyle="", zorder=7,
-              color="black", label=f"held-out text{' (beyond the edge)' * far}")
+    axes.plot(
+        x,
+        y,
+        transform=axes.transAxes,
+        marker="*",
+        markersize=17,
+        linestyle="",
+        zorder=7,
+        color="black",
+        label=f"held-out text{' (beyond the edge)' * far}",
+    )
     if not far:
         return
     axes.annotate(
-        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}", (x, y), xycoords="axes fraction",
-        xytext=(-14 if x > 0.5 else 14, 0), textcoords="offset points", va="center", fontsize=8.5,
-        ha="right" if x > 0.5 else "left", path_effects=_halo(), zorder=7,
+        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}",
+        (x, y),
+        xycoords="axes fraction",
+        xytext=(-14 if x > 0.5 else 14, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+        ha="right" if x > 0.5 else "left",
+        path_effects=_halo(),
+        zorder=7,
     )
-    axes.annotate("", (x + 0.05 * off_x, y + 0.07 * off_y), (x, y), xycoords="axes fraction",
-                  textcoords="axes fraction", annotation_clip=False, zorder=6,
-                  arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0})
+    axes.annotate(
+        "",
+        (x + 0.05 * off_x, y + 0.07 * off_y),
+        (x, y),
+        xycoords="axes fraction",
+        textcoords="axes fraction",
+        annotation_clip=False,
+        zorder=6,
+        arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0},
+    )
 
 
 def _reach(low: float, high: float, value: float) -> tuple[float, float, float, int]:
@@ -171,8 +210,9 @@ def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row |
     for name, (colour, marker) in styles.items():
         points = sorted((r for r in plain if r["label"] == name), key=lambda r: r["steps"])
         if points:
-            _points(axes, points, "steps", colour=colour, marker=marker, line="-", size=7,
-                    label=name)
+            _points(
+                axes, points, "steps", colour=colour, marker=marker, line="-", size=7, label=name
+            )
     if reference is not None and reference["gen_ppl"] is not None:
         axes.axhline(reference["gen_ppl"], linestyle="--", color="black", label="held-out text")
     axes.set_xscale("log", base=2)
@@ -184,17 +224,34 @@ def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row |
 
 
 def _points(
-    axes: Axes, rows: Sequence[Row], x: str, *, colour: Any, marker: str, line: str, size: float,
+    axes: Axes,
+    rows: Sequence[Row],
+    x: str,
+    *,
+    colour: Any,
+    marker: str,
+    line: str,
+    size: float,
     label: str,
 ) -> None:
     """Means with bars of one standard deviation over seeds, where there are several."""
+
     def bars(name: str) -> list[float]:
         return [row.get(f"{name}_sd") or 0.0 for row in rows]
 
     axes.errorbar(
-        [row[x] for row in rows], [row["gen_ppl_mean"] for row in rows], yerr=bars("gen_ppl"),
-        xerr=bars("entropy") if x == "entropy_mean" else None, color=colour, marker=marker,
-        linestyle=line, markersize=size, linewidth=1.5, elinewidth=1, capsize=2, label=label,
+        [row[x] for row in rows],
+        [row["gen_ppl_mean"] for row in rows],
+        yerr=bars("gen_ppl"),
+        xerr=bars("entropy") if x == "entropy_mean" else None,
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markersize=size,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        label=label,
         zorder=4 if line == "" else 3,
     )
 
@@ -202,9 +259,17 @@ def _points(
 def _tag(
     axes: Axes, row: Row, text: str, colour: Any, *, offset: tuple[int, int], bold: bool = False
 ) -> None:
-    axes.annotate(text, (row["entropy_mean"], row["gen_ppl_mean"]), xytext=offset,
-                  textcoords="offset points", fontsize=8, color=colour,
-                  fontweight="bold" if bold else "normal", path_effects=_halo(), zorder=6)
+    axes.annotate(
+        text,
+        (row["entropy_mean"], row["gen_ppl_mean"]),
+        xytext=offset,
+        textcoords="offset points",
+        fontsize=8,
+        color=colour,
+        fontweight="bold" if bold else "normal",
+        path_effects=_halo(),
+        zorder=6,
+    )
 
 
 def _finish(axes: Axes, *, legend: Literal["upper left", "upper right"]) -> None:
@@ -227,8 +292,10 @@ def _others(rows: Sequence[Row], teacher: str) -> list[str]:
 
 
 def _style(number: int) -> tuple[str, str]:
-    return (_MODEL_COLOURS[number % len(_MODEL_COLOURS)],
-            _MODEL_MARKERS[number % len(_MODEL_MARKERS)])
+    return (
+        _MODEL_COLOURS[number % len(_MODEL_COLOURS)],
+        _MODEL_MARKERS[number % len(_MODEL_MARKERS)],
+    )
 
 
 def _shades(steps: Sequence[int]) -> dict[int, Any]:
@@ -261,10 +328,13 @@ def _draw(results: str, output: str) -> Path:
             f"{results} is no results file ({type(error).__name__}); make one with "
             "python -m idlm.evaluation.frontier"
         ) from error
-    note = (f"judged by {protocol['evaluator']}; {protocol['num_samples']} samples of "
-            f"{protocol['length']} tokens per seed, {len(protocol['seeds'])} seeds; bars: 1 sd")
-    return plot_frontier(summary, output, teacher=protocol["teacher"], reference=reference,
-                         note=note)
+    note = (
+        f"judged by {protocol['evaluator']}; {protocol['num_samples']} samples of "
+        f"{protocol['length']} tokens per seed, {len(protocol['seeds'])} seeds; bars: 1 sd"
+    )
+    return plot_frontier(
+        summary, output, teacher=protocol["teacher"], reference=reference, note=note
+    )
 
 
 if __name__ == "__main__":

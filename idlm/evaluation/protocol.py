@@ -83,8 +83,14 @@ class Protocol:
                 for steps in plan.steps:
                     for temperature in plan.temperatures:
                         yield Cell(
-                            plan.label, plan.checkpoint, steps, temperature, plan.top_p, seed,
-                            plan.num_samples or self.num_samples, self.length,
+                            plan.label,
+                            plan.checkpoint,
+                            steps,
+                            temperature,
+                            plan.top_p,
+                            seed,
+                            plan.num_samples or self.num_samples,
+                            self.length,
                         )
 
     def _seeds(self, plan: ModelPlan) -> list[int]:
@@ -123,15 +129,21 @@ def _check(protocol: Protocol, path: str | Path) -> None:
     for plan in protocol.models:
         first = checkpoints.setdefault(plan.label, plan.checkpoint)
         if first != plan.checkpoint:
-            raise UserError(f"{where}: label {plan.label!r} stands for {first} and for "
-                            f"{plan.checkpoint}; give each model a label of its own")
+            raise UserError(
+                f"{where}: label {plan.label!r} stands for {first} and for "
+                f"{plan.checkpoint}; give each model a label of its own"
+            )
     if protocol.teacher not in checkpoints:
-        raise UserError(f"{where}: teacher is {protocol.teacher!r}, which is none of the labels "
-                        f"({', '.join(checkpoints) or 'there are none'})")
+        raise UserError(
+            f"{where}: teacher is {protocol.teacher!r}, which is none of the labels "
+            f"({', '.join(checkpoints) or 'there are none'})"
+        )
     cells = list(protocol.cells())
     for cell in cells:
         if min(cell.steps, cell.num_samples, cell.length) < 1 or cell.temperature <= 0:
-            raise UserError(f"{where}: {cell}, {cell.num_samples} samples of {cell.length} tokens; "
-                            "counts are at least 1 and temperatures above 0")
+            raise UserError(
+                f"{where}: {cell}, {cell.num_samples} samples of {cell.length} tokens; "
+                "counts are at least 1 and temperatures above 0"
+            )
     if len({cell.key() for cell in cells}) < len(cells):
         raise UserError(f"{where} lists a step count at one temperature and seed twice")

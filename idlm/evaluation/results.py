@@ -82,11 +82,17 @@ class Results:
         plan = self.protocol.reference
         if plan is None:
             return
-        tokenizer = next(m.checkpoint for m in self.protocol.models
-                         if m.label == self.protocol.teacher)
+        tokenizer = next(
+            m.checkpoint for m in self.protocol.models if m.label == self.protocol.teacher
+        )
         self.reference = measure_reference(
-            plan.corpus, plan.split, tokenizer=tokenizer, evaluator=self.protocol.evaluator,
-            length=self.protocol.length, rows=plan.rows, device=self.device,
+            plan.corpus,
+            plan.split,
+            tokenizer=tokenizer,
+            evaluator=self.protocol.evaluator,
+            length=self.protocol.length,
+            rows=plan.rows,
+            device=self.device,
         )
         self.save()
 

@@ -146,7 +146,8 @@ class DiffusionLM(PreTrainedModel):
         """Raw logits ``[B, L, V]`` under ``.logits``, as the published models return."""
         # transformers passes switches that are off; a tensor has no truth value
         extra = sorted(
-            name for name, value in unused.items()
+            name
+            for name, value in unused.items()
             if name != "return_dict" and value is not None and value is not False
         )
         if extra:

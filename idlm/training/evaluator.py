@@ -163,7 +163,7 @@ class EvaluatorModule(L.LightningModule):
         self.log("val/ppl", loss.exp(), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW (and Muon if asked) with linear warm-up, then a cosine down to a tenth of the peak."""
+        """AdamW, and Muon if asked: linear warm-up, a cosine down to a tenth of the peak."""
         if self.hparams["muon_lr"]:
             both = MuonAdamW(
                 self.model,

@@ -17,8 +17,8 @@ from idlm.models.cards import teacher_card
 from idlm.objectives.base import Draw
 from idlm.objectives.mdlm import masked_nelbo
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
-from idlm.training.networks import reach
 from idlm.training.muon import MuonAdamW
+from idlm.training.networks import reach
 
 # the arguments that describe a new network
 SIZES = (

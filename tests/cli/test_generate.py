@@ -22,8 +22,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture
 def arguments(folders):
-    return ["--checkpoint", str(folders.student), "--steps", "4", "--num-samples", "2",
-            "--seed", "3", "--device", "cpu"]
+    return [
+        "--checkpoint",
+        str(folders.student),
+        "--steps",
+        "4",
+        "--num-samples",
+        "2",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+    ]
 
 
 def test_without_output_the_texts_are_printed_and_the_cost_goes_to_stderr(
@@ -34,8 +44,10 @@ def test_without_output_the_texts_are_printed_and_the_cost_goes_to_stderr(
     expected = idlm.generate(idlm.load(folders.student), 2, LENGTH, 4, seed=3)
     texts = decode(load_tokenizer(folders.student), expected.tokens)
     assert out == f"--- sample 0\n{texts[0]}\n--- sample 1\n{texts[1]}\n"
-    assert err.startswith(f"2 samples of {LENGTH} tokens in {expected.nfe} network calls each, "
-                          f"{LENGTH / expected.nfe:.4g} tokens per call, ")
+    assert err.startswith(
+        f"2 samples of {LENGTH} tokens in {expected.nfe} network calls each, "
+        f"{LENGTH / expected.nfe:.4g} tokens per call, "
+    )
     assert err.endswith("seed 3\n")
 
 
@@ -51,8 +63,15 @@ def test_with_output_the_samples_are_written_with_their_conditions(
     assert header["checkpoint"] == str(folders.student)
     assert header["revision"] == weights_revision(folders.student)
     assert header["sampling_dtype"] == "float64"
-    expected = {"steps": 4, "length": LENGTH, "temperature": 0.8, "top_p": 0.9, "num_samples": 2,
-                "seed": 3, "network_dtype": "float32"}
+    expected = {
+        "steps": 4,
+        "length": LENGTH,
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "num_samples": 2,
+        "seed": 3,
+        "network_dtype": "float32",
+    }
     assert {key: header[key] for key in expected} == expected
     assert header["nfe"] <= 4
     assert header["seconds"] > 0

@@ -27,8 +27,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         teacher=str(folders.teacher),
         student=str(folders.student),
         evaluator=str(folders.evaluator),
-        overrides=("--model.init_args.max_student_updates", "2", "--trainer.accelerator", "cpu",
-                   "--data.init_args.global_batch_size", "2"),
+        overrides=(
+            "--model.init_args.max_student_updates",
+            "2",
+            "--trainer.accelerator",
+            "cpu",
+            "--data.init_args.global_batch_size",
+            "2",
+        ),
         corpus=str(corpus),
         length=LENGTH,
         target=4,
@@ -49,8 +55,14 @@ def told(plan, tmp_path_factory):
 def test_the_story_measures_teacher_student_and_the_fresh_one(told):
     _, results = told
     rows = [(c["label"], c["steps"], c["temperature"]) for c in results["cells"]]
-    assert rows == [("teacher", 2, 1.0), ("teacher", 4, 1.0), ("teacher", 4, 0.5),
-                    ("student", 2, 1.0), ("student", 4, 1.0), (FRESH, 4, 1.0)]
+    assert rows == [
+        ("teacher", 2, 1.0),
+        ("teacher", 4, 1.0),
+        ("teacher", 4, 0.5),
+        ("student", 2, 1.0),
+        ("student", 4, 1.0),
+        (FRESH, 4, 1.0),
+    ]
     assert all(c["num_samples"] == 2 for c in results["cells"])
     assert results["reference"]["num_samples"] == 2
 
@@ -68,8 +80,9 @@ def test_the_fresh_student_was_really_trained(told, plan):
     folder, _ = told
     fresh, teacher = idlm.load(folder / "student"), idlm.load(plan.teacher)
     assert fresh.has_latent
-    moved = [not fresh.get_parameter(name).equal(value)
-             for name, value in teacher.named_parameters()]
+    moved = [
+        not fresh.get_parameter(name).equal(value) for name, value in teacher.named_parameters()
+    ]
     assert any(moved)
     log = next((folder / "distillation").rglob("metrics.csv")).read_text().splitlines()
     column = log[0].split(",").index("student_updates")
@@ -80,9 +93,20 @@ def test_what_is_printed_names_the_table_the_warning_and_the_files(plan, tmp_pat
     small = replace(plan, teacher_steps=(4,), student_steps=(4,))
     tell(small, tmp_path / "q")
     out, err = capsys.readouterr()
-    for word in ("teacher, 4 calls", "student, 4 calls", "tokens per call", "GenPPL", "entropy",
-                 "seconds", "held-out text (2 rows)", "± one standard error", FRESH,
-                 "frontier.png", "results.json", "samples"):
+    for word in (
+        "teacher, 4 calls",
+        "student, 4 calls",
+        "tokens per call",
+        "GenPPL",
+        "entropy",
+        "seconds",
+        "held-out text (2 rows)",
+        "± one standard error",
+        FRESH,
+        "frontier.png",
+        "results.json",
+        "samples",
+    ):
         assert word in out, word
     assert "distilling" in err
 
@@ -93,7 +117,8 @@ def test_a_second_run_replaces_the_first(told, plan):
     again = tell(small, folder)
     same = [c for c in results["cells"] if c["label"] == "student" and c["steps"] == 4]
     assert [c["gen_ppl"] for c in again["cells"] if c["label"] == "student"] == [
-        c["gen_ppl"] for c in same]
+        c["gen_ppl"] for c in same
+    ]
     (folder / "results.json").write_text(json.dumps(results))  # as the other tests found it
 
 
@@ -131,9 +156,11 @@ def test_the_shipped_distillation_fits_the_budget_and_matches_the_plan():
 
 def test_equal_entropy_is_said_in_words_and_never_extrapolated():
     row = {"label": "student", "steps": 16, "teacher_steps": 16, "temperature": 1.0}
-    matched = [row | {"ratio": 0.8, "teacher_gen_ppl": 120.0},
-               row | {"label": FRESH, "ratio": None, "teacher_gen_ppl": None},
-               row | {"teacher_steps": 64, "ratio": 2.0, "teacher_gen_ppl": 1.0}]
+    matched = [
+        row | {"ratio": 0.8, "teacher_gen_ppl": 120.0},
+        row | {"label": FRESH, "ratio": None, "teacher_gen_ppl": None},
+        row | {"teacher_steps": 64, "ratio": 2.0, "teacher_gen_ppl": 1.0},
+    ]
     first, second = comparison({"matched": matched}, 16).splitlines()
     assert "0.80 times the GenPPL" in first
     assert "no comparison at equal entropy" in second
@@ -153,10 +180,12 @@ def test_missing_bundled_models_are_one_sentence_and_exit_2(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["--output", "{file}"], "is a file; name a folder"),
-     (["--output", "{file}/below"], "is a file, not a folder"),
-     (["--seed", "x"], "invalid int value"),
-     (["--fast"], "unrecognized arguments: --fast")],
+    [
+        (["--output", "{file}"], "is a file; name a folder"),
+        (["--output", "{file}/below"], "is a file, not a folder"),
+        (["--seed", "x"], "invalid int value"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
 )
 def test_mistakes_are_said_before_anything_runs(arguments, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quickstart, "tell", lambda *args: pytest.fail("it ran"))

@@ -19,10 +19,12 @@ from tests.tiny_models import LENGTH, SENTENCES
 def measured(folders, **changes):
     batch_size = changes.pop("batch_size", 2)
     save = changes.pop("save_samples", None)
-    cell = Cell("student", str(folders.student),
-                **({"steps": 4, "num_samples": 3, "length": LENGTH} | changes))
-    return measure(cell, evaluator=str(folders.evaluator), batch_size=batch_size,
-                   save_samples=save)
+    cell = Cell(
+        "student",
+        str(folders.student),
+        **({"steps": 4, "num_samples": 3, "length": LENGTH} | changes),
+    )
+    return measure(cell, evaluator=str(folders.evaluator), batch_size=batch_size, save_samples=save)
 
 
 def test_network_calls_are_counted_on_the_network(folders):
@@ -87,8 +89,9 @@ def test_every_number_carries_its_conditions(folders):
 
 
 def test_another_seed_or_temperature_gives_other_samples(folders):
-    entropies = {measured(folders, **change)["entropy"]
-                 for change in ({}, {"seed": 1}, {"temperature": 0.5})}
+    entropies = {
+        measured(folders, **change)["entropy"] for change in ({}, {"seed": 1}, {"temperature": 0.5})
+    }
     assert len(entropies) == 3
 
 
@@ -122,8 +125,14 @@ def test_one_sample_has_no_standard_error_and_json_gets_null(folders):
 def test_held_out_text_is_measured_in_rows_of_the_same_length(folders, tmp_path):
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n".join(SENTENCES * 30), encoding="utf-8")
-    found = measure_reference(str(corpus), "validation", tokenizer=str(folders.teacher),
-                              evaluator=str(folders.evaluator), length=LENGTH, rows=3)
+    found = measure_reference(
+        str(corpus),
+        "validation",
+        tokenizer=str(folders.teacher),
+        evaluator=str(folders.evaluator),
+        length=LENGTH,
+        rows=3,
+    )
     assert found["num_samples"] == found["evaluation"]["sample_count"] == 3
     assert found["content"].startswith("local:")
     assert 0 < found["entropy"] <= math.log(LENGTH)

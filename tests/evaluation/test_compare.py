@@ -11,9 +11,20 @@ CURVE = [(4.4, 400.0), (4.0, 100.0), (3.6, 50.0)]
 
 
 def cell(label="teacher", steps=16, temperature=1.0, seed=0, gen_ppl=100.0, entropy=4.0, **more):
-    return {"label": label, "steps": steps, "temperature": temperature, "top_p": 1.0, "seed": seed,
-            "num_samples": 64, "gen_ppl": gen_ppl, "entropy": entropy, "network_calls": steps,
-            "distinct_2_per_sequence": 0.5, "tokens_per_call": 64.0, "seconds": 1.0} | more
+    return {
+        "label": label,
+        "steps": steps,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "seed": seed,
+        "num_samples": 64,
+        "gen_ppl": gen_ppl,
+        "entropy": entropy,
+        "network_calls": steps,
+        "distinct_2_per_sequence": 0.5,
+        "tokens_per_call": 64.0,
+        "seconds": 1.0,
+    } | more
 
 
 @pytest.mark.parametrize(
@@ -63,9 +74,11 @@ def test_a_single_seed_has_no_sd_and_a_missing_number_has_no_mean():
 
 
 def test_every_student_row_meets_every_step_count_of_the_teacher():
-    teacher = [cell(steps=n, temperature=t, gen_ppl=p * f, entropy=e)
-               for n, f in ((16, 1.0), (64, 0.5))
-               for t, (e, p) in zip((1.0, 0.9, 0.8), CURVE, strict=True)]
+    teacher = [
+        cell(steps=n, temperature=t, gen_ppl=p * f, entropy=e)
+        for n, f in ((16, 1.0), (64, 0.5))
+        for t, (e, p) in zip((1.0, 0.9, 0.8), CURVE, strict=True)
+    ]
     student = cell("student", 8, gen_ppl=100.0, entropy=4.2)
     table = matched_table(summarise([*teacher, student]), "teacher")
     assert [(row["steps"], row["teacher_steps"]) for row in table] == [(8, 16), (8, 64)]

@@ -21,8 +21,12 @@ def settings(folders, tmp_path):
     return {
         "teacher": "teacher",
         "models": [
-            {"label": "teacher", "checkpoint": str(folders.teacher), "steps": [2],
-             "temperatures": [1.0, 0.5]},
+            {
+                "label": "teacher",
+                "checkpoint": str(folders.teacher),
+                "steps": [2],
+                "temperatures": [1.0, 0.5],
+            },
             {"label": "student", "checkpoint": str(folders.student), "steps": [2]},
         ],
         "seeds": [0, 1],
@@ -40,8 +44,12 @@ def written(tmp_path, settings):
 
 
 def run(tmp_path, settings, **options):
-    return frontier.run(read_protocol(written(tmp_path, settings)), tmp_path / "out.json",
-                        settings=frontier.Settings("cpu", 2), **options)
+    return frontier.run(
+        read_protocol(written(tmp_path, settings)),
+        tmp_path / "out.json",
+        settings=frontier.Settings("cpu", 2),
+        **options,
+    )
 
 
 @pytest.fixture
@@ -74,7 +82,10 @@ def test_a_run_measures_every_cell_and_summarises_over_seeds(tmp_path, settings,
     result = run(tmp_path, settings)
     assert len(result["cells"]) == 6
     assert [(r["label"], r["temperature"], r["seeds"]) for r in result["summary"]] == [
-        ("teacher", 1.0, [0, 1]), ("teacher", 0.5, [0, 1]), ("student", 1.0, [0, 1])]
+        ("teacher", 1.0, [0, 1]),
+        ("teacher", 0.5, [0, 1]),
+        ("student", 1.0, [0, 1]),
+    ]
     assert [row["label"] for row in result["matched"]] == ["student"]
     assert result["reference"]["num_samples"] == 2
     assert json.loads((tmp_path / "out.json").read_text()) == result
@@ -158,8 +169,12 @@ def test_a_missing_model_does_not_stop_the_others(tmp_path, settings):
 def test_samples_are_kept_on_request(tmp_path, settings):
     settings["seeds"] = [0]
     protocol = read_protocol(written(tmp_path, settings))
-    frontier.run(protocol, tmp_path / "out.json", only=["student"],
-                 settings=frontier.Settings("cpu", 2, str(tmp_path / "kept")))
+    frontier.run(
+        protocol,
+        tmp_path / "out.json",
+        only=["student"],
+        settings=frontier.Settings("cpu", 2, str(tmp_path / "kept")),
+    )
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["student-2-T1-seed0.jsonl"]
 
 

@@ -10,15 +10,23 @@ from idlm.evaluation import plots
 
 
 def row(label, steps, entropy, gen_ppl, temperature=1.0, sd=0.01):
-    return {"label": label, "steps": steps, "temperature": temperature, "top_p": 1.0,
-            "entropy_mean": entropy, "entropy_sd": sd, "gen_ppl_mean": gen_ppl,
-            "gen_ppl_sd": None if sd is None else gen_ppl * sd}
+    return {
+        "label": label,
+        "steps": steps,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "entropy_mean": entropy,
+        "entropy_sd": sd,
+        "gen_ppl_mean": gen_ppl,
+        "gen_ppl_sd": None if sd is None else gen_ppl * sd,
+    }
 
 
 SUMMARY = [
     *(row("teacher", 16, e, p, t) for t, e, p in ((1.0, 4.44, 252), (0.9, 4.35, 172))),
     *(row("teacher", 64, e, p, t, sd=None) for t, e, p in ((1.0, 4.43, 200), (0.9, 4.34, 140))),
-    row("student", 8, 4.43, 260.0), row("student", 16, 4.42, 200.0),
+    row("student", 8, 4.43, 260.0),
+    row("student", 16, 4.42, 200.0),
 ]
 
 
@@ -45,22 +53,35 @@ def axes(monkeypatch):
 
 def test_the_picture_shows_every_curve_and_every_model(tmp_path, axes):
     reference = {"gen_ppl": 150.0, "entropy": 4.36}
-    path = plots.plot_frontier(SUMMARY, tmp_path / "new" / "f.png", teacher="teacher",
-                               reference=reference, note="conditions")
+    path = plots.plot_frontier(
+        SUMMARY,
+        tmp_path / "new" / "f.png",
+        teacher="teacher",
+        reference=reference,
+        note="conditions",
+    )
     assert size(path)[0] > 1500
     assert [p.name for p in path.parent.iterdir()] == ["f.png"]
     left, right = axes
     names = {text.get_text() for text in left.get_legend().get_texts()}
-    assert names == {"teacher, 16 steps", "teacher, 64 steps", "student (steps beside it)",
-                     "held-out text"}
+    assert names == {
+        "teacher, 16 steps",
+        "teacher, 64 steps",
+        "student (steps beside it)",
+        "held-out text",
+    }
     assert {t.get_text() for t in right.get_legend().get_texts()} == {
-        "teacher", "student", "held-out text"}
+        "teacher",
+        "student",
+        "held-out text",
+    }
     assert {"8", "16", "T=1", "T=0.9"} <= {text.get_text() for text in left.texts}
 
 
 def test_held_out_text_far_away_goes_to_the_edge_with_its_numbers(tmp_path, axes):
-    plots.plot_frontier(SUMMARY, tmp_path / "f.png", teacher="teacher",
-                        reference={"gen_ppl": 21.8, "entropy": 4.12})
+    plots.plot_frontier(
+        SUMMARY, tmp_path / "f.png", teacher="teacher", reference={"gen_ppl": 21.8, "entropy": 4.12}
+    )
     left, _ = axes
     assert any("4.12 nats" in t.get_text() and "21.8" in t.get_text() for t in left.texts)
     assert left.get_xlim()[0] > 4.12
@@ -74,21 +95,26 @@ def test_an_axis_is_widened_for_what_is_near_and_not_for_what_is_far():
     assert (low, high, off) == (-0.25, 1.0, 0)
     assert place == pytest.approx(0.05 / 1.25)
     assert plots._reach(0.0, 1.0, -5.0) == (-0.14, 1.0, 0.06, -1)
-    assert plots._reach(0.0, 1.0, 5.0) == (0.0, 1.14, 0.94, 1)
+    assert plots._reach(0.0, 1.0, 5.0) == pytest.approx((0.0, 1.14, 0.94, 1))
 
 
 def test_nothing_to_plot_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing to plot"):
-        plots.plot_frontier([row("student", 4, None, None, sd=None)], tmp_path / "f.png",
-                            teacher="teacher")
+        plots.plot_frontier(
+            [row("student", 4, None, None, sd=None)], tmp_path / "f.png", teacher="teacher"
+        )
 
 
 def test_the_command_draws_a_results_file_and_refuses_anything_else(tmp_path, capsys):
     results = tmp_path / "frontier.json"
-    protocol = {"teacher": "teacher", "evaluator": "judge", "num_samples": 64, "length": 1024,
-                "seeds": [0, 1, 2]}
-    results.write_text(
-        json.dumps({"protocol": protocol, "summary": SUMMARY, "reference": None}))
+    protocol = {
+        "teacher": "teacher",
+        "evaluator": "judge",
+        "num_samples": 64,
+        "length": 1024,
+        "seeds": [0, 1, 2],
+    }
+    results.write_text(json.dumps({"protocol": protocol, "summary": SUMMARY, "reference": None}))
     plots.main([str(results), str(tmp_path / "f.png")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "f.png")
     results.write_text("{}")

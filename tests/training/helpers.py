@@ -49,15 +49,25 @@ class Record(L.Callback):
     def of_student(self) -> list[dict[str, float]]:
         """The student's updates only."""
         counts = [0.0, *(u["student_updates"] for u in self.updates)]
-        return [u for u, before in zip(self.updates, counts, strict=False)
-                if u["student_updates"] > before]
+        return [
+            u
+            for u, before in zip(self.updates, counts, strict=False)
+            if u["student_updates"] > before
+        ]
 
 
 def distillation(teacher: Path, objective: Any = None, **settings: Any) -> DistillationModule:
     """Three student updates at a rate that moves weights, no dropout, small latents."""
     defaults = {
-        "max_student_updates": 3, "lr": 1e-3, "fake_lr": 1e-2, "warmup": 1, "dropout": 0.0,
-        "latent_global": 4, "latent_position": 4, "ema_decay": 0.9, "micro_batch_size": 4,
+        "max_student_updates": 3,
+        "lr": 1e-3,
+        "fake_lr": 1e-2,
+        "warmup": 1,
+        "dropout": 0.0,
+        "latent_global": 4,
+        "latent_position": 4,
+        "ema_decay": 0.9,
+        "micro_batch_size": 4,
     }
     return DistillationModule(str(teacher), objective or IDLM(), **{**defaults, **settings})
 
@@ -65,8 +75,16 @@ def distillation(teacher: Path, objective: Any = None, **settings: Any) -> Disti
 def teacher_training(tokenizer: Path, **settings: Any) -> TeacherModule:
     """Three updates of a network of a few thousand weights."""
     defaults = {
-        "model_length": LENGTH, "hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2,
-        "dropout": 0.0, "max_updates": 3, "lr": 1e-2, "warmup": 1, "ema_decay": 0.9,
+        "model_length": LENGTH,
+        "hidden_dim": 16,
+        "cond_dim": 8,
+        "n_blocks": 1,
+        "n_heads": 2,
+        "dropout": 0.0,
+        "max_updates": 3,
+        "lr": 1e-2,
+        "warmup": 1,
+        "ema_decay": 0.9,
         "micro_batch_size": 4,
     }
     return TeacherModule(str(tokenizer), **{**defaults, **settings})
@@ -81,10 +99,17 @@ def rows(corpus: Path, tokenizer: Path, **settings: Any) -> PackedDataModule:
 def trainer(folder: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
     """On one CPU, silent, validating only at the end."""
     defaults: dict[str, Any] = {
-        "accelerator": "cpu", "devices": 1, "max_epochs": -1, "logger": False,
-        "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "num_sanity_val_steps": 0, "val_check_interval": 10**6,
-        "check_val_every_n_epoch": None, "default_root_dir": folder,
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": -1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 10**6,
+        "check_val_every_n_epoch": None,
+        "default_root_dir": folder,
         "use_distributed_sampler": False,
     }
     return L.Trainer(callbacks=list(callbacks), **{**defaults, **settings})

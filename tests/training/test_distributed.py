@@ -15,18 +15,29 @@ from idlm.paths import repo_dir
 from tests.tiny_models import LENGTH, Folders
 
 NAMES = (
-    "train/fake_loss", "train/student_loss", "train/student_entropy", "train/fake_grad_norm",
-    "train/student_grad_norm", "val/student_loss", "val/student_entropy",
+    "train/fake_loss",
+    "train/student_loss",
+    "train/student_entropy",
+    "train/fake_grad_norm",
+    "train/student_grad_norm",
+    "val/student_loss",
+    "val/student_entropy",
 )
 
 
 def command(models: Folders, corpus: Path, *more: str) -> list[str]:
     return [
-        "fit", f"--config={repo_dir() / 'configs' / 'tiny.yaml'}", *more,
-        f"--model.init_args.teacher={models.teacher}", f"--data.init_args.corpus={corpus}",
-        f"--data.init_args.length={LENGTH}", "--data.init_args.eval_batch_size=2",
-        "--model.init_args.micro_batch_size=2", "--model.init_args.dropout=0.0",
-        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+        "fit",
+        f"--config={repo_dir() / 'configs' / 'tiny.yaml'}",
+        *more,
+        f"--model.init_args.teacher={models.teacher}",
+        f"--data.init_args.corpus={corpus}",
+        f"--data.init_args.length={LENGTH}",
+        "--data.init_args.eval_batch_size=2",
+        "--model.init_args.micro_batch_size=2",
+        "--model.init_args.dropout=0.0",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
     ]
 
 
@@ -49,7 +60,10 @@ def test_two_processes_train_like_one(
         [sys.executable, "-m", "idlm.cli.main", *command(models, corpus, *ddp)],
         cwd=both,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo_dir())},
-        capture_output=True, text=True, check=False, timeout=580,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=580,
     )
     assert result.returncode == 0, result.stderr
     monkeypatch.chdir(alone)

@@ -229,5 +229,5 @@ def test_data_in_another_vocabulary_is_refused(
     from idlm.data import train_bpe
 
     other = train_bpe([corpus.read_text()], 280, tmp_path / "other")
-    with pytest.raises(UserError, match="the data is cut into the 280 tokens of .*other.*the 300"):
+    with pytest.raises(UserError, match=r"is cut into the 280 tokens of .*other.*the 300"):
         trainer(tmp_path).fit(distillation(models.teacher), datamodule=rows(corpus, other))

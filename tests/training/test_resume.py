@@ -25,21 +25,31 @@ CONFIGS = repo_dir() / "configs"
 LAST = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
     "init_args": {
-        "dirpath": "checkpoints", "every_n_train_steps": 3, "save_top_k": 0, "save_last": True,
+        "dirpath": "checkpoints",
+        "every_n_train_steps": 3,
+        "save_top_k": 0,
+        "save_last": True,
         "enable_version_counter": False,
     },
 }
 GUARD = {"class_path": "idlm.training.CollapseGuard", "init_args": {"floor": 0.01}}
 DATA = [
-    f"--data.init_args.length={LENGTH}", "--data.init_args.global_batch_size=4",
-    "--data.init_args.eval_batch_size=4", "--data.init_args.max_eval_rows=4",
+    f"--data.init_args.length={LENGTH}",
+    "--data.init_args.global_batch_size=4",
+    "--data.init_args.eval_batch_size=4",
+    "--data.init_args.max_eval_rows=4",
     "--data.init_args.tokenizer=null",
 ]
 TRAINER = [
-    "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
-    "--trainer.precision=bf16-mixed", "--trainer.val_check_interval=4",
-    "--trainer.log_every_n_steps=1", "--trainer.default_root_dir=.",
-    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=bf16-mixed",
+    "--trainer.val_check_interval=4",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.default_root_dir=.",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
     "--trainer.logger.init_args.save_dir=.",
     "--trainer.logger.init_args.flush_logs_every_n_steps=1",
 ]
@@ -48,26 +58,43 @@ Row = dict[str, str]
 
 def distillation(models: Folders, corpus: Path, updates: int) -> list[str]:
     return [
-        "fit", f"--config={CONFIGS / 'owt_16step.yaml'}", *TRAINER, *DATA,
-        f"--data.init_args.corpus={corpus}", f"--model.init_args.teacher={models.teacher}",
+        "fit",
+        f"--config={CONFIGS / 'owt_16step.yaml'}",
+        *TRAINER,
+        *DATA,
+        f"--data.init_args.corpus={corpus}",
+        f"--model.init_args.teacher={models.teacher}",
         f"--trainer.callbacks={json.dumps([LAST, GUARD])}",
-        "--model.init_args.dropout=0.2", "--model.init_args.lr=1e-3",
-        "--model.init_args.fake_lr=1e-3", "--model.init_args.warmup=40",
-        "--model.init_args.fake_per_student=2", "--model.init_args.micro_batch_size=3",
+        "--model.init_args.dropout=0.2",
+        "--model.init_args.lr=1e-3",
+        "--model.init_args.fake_lr=1e-3",
+        "--model.init_args.warmup=40",
+        "--model.init_args.fake_per_student=2",
+        "--model.init_args.micro_batch_size=3",
         f"--model.init_args.max_student_updates={updates}",
     ]
 
 
 def teacher(models: Folders, corpus: Path, updates: int) -> list[str]:
     return [
-        "fit", f"--config={CONFIGS / 'owt_teacher.yaml'}", *TRAINER, *DATA,
-        f"--data.init_args.corpus={corpus}", f"--model.init_args.tokenizer={models.teacher}",
-        f"--model.init_args.model_length={LENGTH}", "--model.init_args.hidden_dim=16",
-        "--model.init_args.cond_dim=8", "--model.init_args.n_blocks=1",
-        "--model.init_args.n_heads=2", f"--trainer.callbacks={json.dumps([LAST])}",
-        "--model.init_args.dropout=0.2", "--model.init_args.lr=1e-2",
-        "--model.init_args.muon_lr=1e-2", "--model.init_args.warmup=40",
-        "--model.init_args.micro_batch_size=3", f"--model.init_args.max_updates={updates}",
+        "fit",
+        f"--config={CONFIGS / 'owt_teacher.yaml'}",
+        *TRAINER,
+        *DATA,
+        f"--data.init_args.corpus={corpus}",
+        f"--model.init_args.tokenizer={models.teacher}",
+        f"--model.init_args.model_length={LENGTH}",
+        "--model.init_args.hidden_dim=16",
+        "--model.init_args.cond_dim=8",
+        "--model.init_args.n_blocks=1",
+        "--model.init_args.n_heads=2",
+        f"--trainer.callbacks={json.dumps([LAST])}",
+        "--model.init_args.dropout=0.2",
+        "--model.init_args.lr=1e-2",
+        "--model.init_args.muon_lr=1e-2",
+        "--model.init_args.warmup=40",
+        "--model.init_args.micro_batch_size=3",
+        f"--model.init_args.max_updates={updates}",
     ]
 
 
@@ -77,7 +104,8 @@ def metrics(folder: Path) -> list[Row]:
     for version in sorted((folder / "logs").glob("version_*")):
         if (file := version / "metrics.csv").exists():
             with file.open(newline="") as lines:
-                found += [r for r in csv.DictReader(lines) if None not in r and None not in r.values()]
+                # the last line may be cut off
+                found += [row for row in csv.DictReader(lines) if None not in row.values()]
     return found
 
 
@@ -153,8 +181,9 @@ def interrupted_and_straight(
 
 def same_end(killed: Path, straight: Path) -> None:
     """Weights, average, optimisers, schedules, counters and data position agree."""
-    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)
-            for f in (killed, straight))
+    a, b = (
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (killed, straight)
+    )
     keys = ["state_dict", "optimizer_states", "lr_schedulers", "global_step", "PackedDataModule"]
     keys += [k for k in b if k.endswith("updates")]
     for key in keys:
@@ -176,7 +205,7 @@ def test_a_distillation_killed_with_sigkill_continues_with_the_same_losses_step_
     assert len(versions) == 2
     for version in versions:
         with (version / "metrics.csv").open(newline="") as lines:
-            rows = [r for r in csv.DictReader(lines) if None not in r.values()]
+            rows = [row for row in csv.DictReader(lines) if None not in row.values()]
         logged = updates_of(rows, per_student=2)
         common = logged.keys() & expected.keys()
         assert len(common) >= 6
@@ -185,8 +214,9 @@ def test_a_distillation_killed_with_sigkill_continues_with_the_same_losses_step_
     assert sum(min(logged)) == steps + 1
     assert logged.keys() <= expected.keys()
     assert max(logged) == max(expected)
-    assert len({row["train/fake_loss"] for row in expected.values()
-                if "train/fake_loss" in row}) > 5
+    assert (
+        len({row["train/fake_loss"] for row in expected.values() if "train/fake_loss" in row}) > 5
+    )
     same_end(killed, straight)
 
 
@@ -198,8 +228,11 @@ def test_a_teacher_killed_with_sigkill_continues_with_the_same_losses_step_by_st
     )
 
     def losses(rows: list[Row]) -> dict[str, tuple[str, str]]:
-        return {r["train/updates"]: (r["train/nelbo"], r["train/grad_norm"])
-                for r in rows if r.get("train/updates")}
+        return {
+            r["train/updates"]: (r["train/nelbo"], r["train/grad_norm"])
+            for r in rows
+            if r.get("train/updates")
+        }
 
     expected, logged = losses(metrics(straight)), losses(metrics(killed))
     assert {n: logged[n] for n in expected} == expected
