@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The exact commands that made data/models: tokenizer, evaluator, teacher (two parts), student.
-# About two hours on 2 cores; minutes on a GPU. Run from the root of the checkout.
+# The exact commands that made data/models: tokenizer, evaluator, teacher and student, two parts
+# each. Two to three hours on 2 cores. Another CPython than 3.11.7 means another text, and floating
+# point differs between machines: the models come out alike, not bit for bit the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
@@ -12,4 +13,12 @@ idlm fit --config configs/python_docs_evaluator.yaml \
     --ckpt_path "runs/python_docs_evaluator/logs/version_0/checkpoints/epoch=0-step=700.ckpt"
 idlm fit --config configs/python_docs_teacher.yaml
 idlm fit --config configs/python_docs_teacher_1024.yaml
+# two parts: the second starts with a fresh fake model and other noise
 idlm fit --config configs/python_docs_student.yaml
+idlm fit --config configs/python_docs_student.yaml \
+    --trainer.default_root_dir runs/python_docs_student_2 \
+    --model.init_args.student runs/python_docs_student/export \
+    --model.init_args.lr 5e-4 --model.init_args.fake_lr 1e-3 \
+    --model.init_args.max_student_updates 330 \
+    --model.init_args.seed 1 --data.init_args.seed 1 \
+    --model.init_args.export_dir data/models/python-docs-student-16step

@@ -406,7 +406,8 @@ def test_the_logged_entropy_is_the_students_at_masked_positions(table: MakeTable
     trio = Networks(table(probs=(0.5, 0.5)), table(probs=g), table(probs=(0.4, 0.6)))
     loss = IDLM().student_loss(trio, torch.zeros(100, 1).long(), draw_of(100))
     entropy = -float((g * g.log()).sum())
-    assert float(loss.logs["student_entropy"]) == pytest.approx(entropy, rel=1e-9)
+    # the table of probabilities 0.2 and 0.8 is built in fp32
+    assert float(loss.logs["student_entropy"]) == pytest.approx(entropy, rel=1e-6)
 
 
 @every_renoise
