@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from idlm.errors import UserError
+from idlm.evaluation.held_out import draw_held_out, halo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +27,6 @@ _MODEL_MARKERS = ("o", "s", "D", "P")
 _TEACHER_MARKERS = ("v", "^", "<", ">", "d", "X", "h", "p")
 _TEACHER_COLOUR = "#0072B2"
 _INK = "#444444"
-# how far beyond the models' range, as a share of it, held-out text may widen the left panel
-_STRETCH = 0.35
 
 
 def plot_frontier(
@@ -126,81 +124,10 @@ def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row
             _tag(axes, row, f"{row['steps']}{hot}", colour, offset=(8, 5), bold=True)
     axes.set_yscale("log")
     if reference is not None and reference["gen_ppl"] is not None:
-        _star(axes, reference["entropy"], reference["gen_ppl"])
+        draw_held_out(axes, reference["entropy"], reference["gen_ppl"])
     axes.set_xlabel("entropy of a sample's tokens (nats)")
     axes.set_title("At equal entropy, lower is better", fontsize=11)
     _finish(axes, legend="upper left")
-
-
-def _star(axes: Axes, entropy: float, gen_ppl: float) -> None:
-    """Held-out text; when it is far off it goes to the edge, with its numbers and an arrow.
-
-    Real text is far from what small models write: at scale it would squeeze the curves, which
-    are what is compared, into a corner.
-    """
-    low_y, high_y = axes.get_ylim()
-    *limits_x, x, off_x = _reach(*axes.get_xlim(), entropy)
-    *limits_y, y, off_y = _reach(math.log(low_y), math.log(high_y), math.log(gen_ppl))
-    axes.set_xlim(*limits_x)
-    axes.set_ylim(*map(math.exp, limits_y))
-    far = bool(off_x or off_y)
-    axes.plot(
-        x,
-        y,
-        transform=axes.transAxes,
-        marker="*",
-        markersize=17,
-        linestyle="",
-        zorder=7,
-        color="black",
-        label=f"held-out text{' (beyond the edge)' * far}",
-    )
-    if not far:
-        return
-    axes.annotate(
-        f"at {entropy:.2f} nats,\nGenPPL {gen_ppl:.3g}",
-        (x, y),
-        xycoords="axes fraction",
-        xytext=(-14 if x > 0.5 else 14, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8.5,
-        ha="right" if x > 0.5 else "left",
-        path_effects=_halo(),
-        zorder=7,
-    )
-    axes.annotate(
-        "",
-        (x + 0.05 * off_x, y + 0.07 * off_y),
-        (x, y),
-        xycoords="axes fraction",
-        textcoords="axes fraction",
-        annotation_clip=False,
-        zorder=6,
-        arrowprops={"arrowstyle": "->", "color": "black", "shrinkA": 0},
-    )
-
-
-def _reach(low: float, high: float, value: float) -> tuple[float, float, float, int]:
-    """Widen an axis for a value: its new limits, the value's place in [0, 1], and where it is.
-
-    A value too far off gets a place at the edge, with room so that it lies on no curve, and -1
-    or 1 for the side it is really on; otherwise 0.
-    """
-    span = high - low
-    if low - _STRETCH * span <= value <= high + _STRETCH * span:
-        low, high = min(low, value - 0.05 * span), max(high, value + 0.05 * span)
-        return low, high, (value - low) / (high - low), 0
-    if value < low:
-        return low - 0.14 * span, high, 0.06, -1
-    return low, high + 0.14 * span, 0.94, 1
-
-
-def _halo() -> list[Any]:
-    """A white rim that keeps text readable on lines."""
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=2.5, foreground="white")]
 
 
 def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:
@@ -267,16 +194,21 @@ def _tag(
         fontsize=8,
         color=colour,
         fontweight="bold" if bold else "normal",
-        path_effects=_halo(),
+        path_effects=halo(),
         zorder=6,
     )
 
 
 def _finish(axes: Axes, *, legend: Literal["upper left", "upper right"]) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     low, high = axes.get_ylim()
-    digits = "2346" if high / low > 6 else "23456789"  # more would overlap on a long axis
+    long = high / low > 6
+    digits = "2346" if long else "123456789"  # more would overlap on a long axis
+    if not long:  # a short axis may have no power of ten and few multiples of one
+        axes.yaxis.set_minor_locator(LogLocator(subs=(1.2, 1.4, 1.6, 1.8, 2, 3, 4, 5, 6, 7, 8, 9)))
     axes.yaxis.set_minor_formatter(
         lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in digits else ""
     )
@@ -328,9 +260,12 @@ def _draw(results: str, output: str) -> Path:
             f"{results} is no results file ({type(error).__name__}); make one with "
             "python -m idlm.evaluation.frontier"
         ) from error
+    # what was measured, which may be less than the protocol asks for
+    counts = sorted({len(row["seeds"]) for row in summary})
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     note = (
         f"judged by {protocol['evaluator']}; {protocol['num_samples']} samples of "
-        f"{protocol['length']} tokens per seed, {len(protocol['seeds'])} seeds; bars: 1 sd"
+        f"{protocol['length']} tokens per seed, {seeds} seeds; bars: 1 sd"
     )
     return plot_frontier(
         summary, output, teacher=protocol["teacher"], reference=reference, note=note

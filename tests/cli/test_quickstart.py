@@ -9,7 +9,8 @@ import yaml
 
 import idlm
 from idlm.cli import main, quickstart, shared
-from idlm.cli.quickstart import FRESH, Plan, affordable_samples, tell
+from idlm.cli.quickstart import tell
+from idlm.cli.quickstart_plan import FRESH, Plan, affordable_samples
 from idlm.cli.quickstart_table import comparison
 from idlm.paths import repo_dir
 from idlm.samples import read_samples

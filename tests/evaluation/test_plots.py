@@ -7,6 +7,7 @@ import pytest
 
 from idlm.errors import UserError
 from idlm.evaluation import plots
+from idlm.evaluation.held_out import reach
 
 
 def row(label, steps, entropy, gen_ppl, temperature=1.0, sd=0.01):
@@ -14,6 +15,7 @@ def row(label, steps, entropy, gen_ppl, temperature=1.0, sd=0.01):
         "label": label,
         "steps": steps,
         "temperature": temperature,
+        "seeds": [0, 1, 2],
         "top_p": 1.0,
         "entropy_mean": entropy,
         "entropy_sd": sd,
@@ -90,12 +92,12 @@ def test_held_out_text_far_away_goes_to_the_edge_with_its_numbers(tmp_path, axes
 
 
 def test_an_axis_is_widened_for_what_is_near_and_not_for_what_is_far():
-    assert plots._reach(0.0, 1.0, 0.25) == (0.0, 1.0, 0.25, 0)
-    low, high, place, off = plots._reach(0.0, 1.0, -0.2)
+    assert reach(0.0, 1.0, 0.25) == (0.0, 1.0, 0.25, 0)
+    low, high, place, off = reach(0.0, 1.0, -0.2)
     assert (low, high, off) == (-0.25, 1.0, 0)
     assert place == pytest.approx(0.05 / 1.25)
-    assert plots._reach(0.0, 1.0, -5.0) == (-0.14, 1.0, 0.06, -1)
-    assert plots._reach(0.0, 1.0, 5.0) == pytest.approx((0.0, 1.14, 0.94, 1))
+    assert reach(0.0, 1.0, -5.0) == (-0.14, 1.0, 0.06, -1)
+    assert reach(0.0, 1.0, 5.0) == pytest.approx((0.0, 1.14, 0.94, 1))
 
 
 def test_nothing_to_plot_is_one_sentence(tmp_path):
