@@ -186,7 +186,7 @@ def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> di
     )
     summary = summarise(found)
     return {
-        "plan": asdict(plan) | {"config": str(plan.config)},
+        "plan": asdict(plan) | {"config": plan.config.name},
         "reference": reference,
         "summary": summary,
         "matched": matched_table(summary, "teacher"),
