@@ -8,17 +8,12 @@ PATH="$PWD/.venv/bin:$PATH"
 
 python scripts/train_tokenizer.py runs/python_docs_tokenizer 2048
 # two parts: the learning rate of the first run had fallen before the model was good enough
-idlm fit --config configs/python_docs_evaluator.yaml --model.init_args.max_updates 700
+idlm fit --config configs/python_docs_evaluator.yaml --model.init_args.max_updates 700 \
+    --trainer.logger.init_args.version part1
 idlm fit --config configs/python_docs_evaluator.yaml \
-    --ckpt_path "runs/python_docs_evaluator/logs/version_0/checkpoints/epoch=0-step=700.ckpt"
+    --ckpt_path "runs/python_docs_evaluator/logs/part1/checkpoints/epoch=0-step=700.ckpt"
 idlm fit --config configs/python_docs_teacher.yaml
 idlm fit --config configs/python_docs_teacher_1024.yaml
 # two parts: the second starts with a fresh fake model and other noise
 idlm fit --config configs/python_docs_student.yaml
-idlm fit --config configs/python_docs_student.yaml \
-    --trainer.default_root_dir runs/python_docs_student_2 \
-    --model.init_args.student runs/python_docs_student/export \
-    --model.init_args.lr 5e-4 --model.init_args.fake_lr 1e-3 \
-    --model.init_args.max_student_updates 330 \
-    --model.init_args.seed 1 --data.init_args.seed 1 \
-    --model.init_args.export_dir data/models/python-docs-student-16step
+idlm fit --config configs/python_docs_student_2.yaml

@@ -66,6 +66,8 @@ def overrides(file: Path, models: Folders, corpus: Path) -> list[str]:
     config = yaml.safe_load(file.read_text())
     model = {**small(config, models), "micro_batch_size": 2}
     data = {"corpus": corpus, "length": LENGTH, "global_batch_size": 4, "eval_batch_size": 4}
+    if config["model"]["init_args"].get("student"):
+        model["student"] = models.teacher
     if config["data"]["init_args"].get("tokenizer"):
         data["tokenizer"] = models.teacher
     if config["data"]["init_args"].get("max_eval_rows") != 0:

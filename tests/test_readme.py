@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import idlm
 from idlm.cli.main import COMMANDS, main
 from idlm.paths import BUNDLED_MODELS, repo_dir
 
@@ -82,3 +83,15 @@ def test_the_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks("python")
     exec(compile(example, "README.md", "exec"), {})
     assert "torch.Size([4, 1024]) 16 64.0" in capsys.readouterr().out
+
+
+def test_the_bundled_student_makes_1024_tokens_in_16_calls_of_the_network() -> None:
+    model = idlm.load("python-docs-student-16step")
+    calls: list[tuple[int, ...]] = []
+    # counted at the network itself, whatever the sampler says
+    handle = model.backbone.register_forward_hook(lambda _, args, out: calls.append(out.shape))
+    tokens = idlm.generate(model, 2, 1024, 16, seed=0).tokens
+    handle.remove()
+    assert [shape[1] for shape in calls] == [1024] * 16
+    assert tokens.shape == (2, 1024)
+    assert int(tokens.max()) < model.config.vocab_size - 1  # no mask is left

@@ -98,5 +98,5 @@ def row_weights(weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean of ``[N]`` for the logs; 0 where nothing is scored, so that no average turns to NaN."""
-    return values.sum() / max(1, values.numel())
+    """Mean of ``[N]`` for the logs; NaN where nothing is scored, which averages leave out."""
+    return values.mean()

@@ -96,7 +96,9 @@ def sample_ancestral(
             hidden = model.features(tokens[rows], sigma, latent)
             log_p = process.clean_log_probs(model.head(hidden[reveal[rows]]).double())
             if temperature != 1.0:
-                # after SUBS: a logit divided by a tiny temperature would outgrow the mask's -1e6
+                # after SUBS: a logit divided by a tiny temperature would outgrow the mask's -1e6,
+                # and a huge temperature would flatten it
+                log_p[..., process.mask_id] = -torch.inf
                 log_p = torch.log_softmax(log_p / temperature, dim=-1)
             log_p = nucleus(log_p, top_p)
             noise = random.uniform(length, stream=Stream.TOKEN, **keys)

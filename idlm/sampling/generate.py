@@ -28,7 +28,8 @@ class GenerationOutput:
 
     Attributes:
         tokens: int64 ``[N, L]`` on the CPU.
-        nfe: network calls that a sample took (the largest count over batches).
+        nfe: network calls made for one batch, the largest over batches; a call in which only some
+            of the batch's samples reveal a token counts.
         tokens_per_call: L / nfe.
         seconds: wall-clock time of the whole call.
         seed: the seed that was used; with it sample ``i`` can be made again, alone.

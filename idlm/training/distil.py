@@ -44,7 +44,8 @@ class DistillationModule(UpdateModule):
         max_student_updates: length of the run.
         fake_per_student: fake updates before each student update.
         lr, fake_lr: peak learning rates of student and fake model.
-        betas, weight_decay: AdamW's, for both.
+        betas, weight_decay, adam_eps: AdamW's, for both. Losses here are means over tokens where
+            the papers sum over the L of a sequence, so their eps of 1e-8 is 1e-8 / L here.
         warmup: student updates of linear warm-up; the fake model warms up alike.
         decay: ``constant`` (IDLM), ``linear`` or ``cosine``, of both learning rates.
         clip: largest gradient norm of either network, 0 for none (the published runs use none).
@@ -77,6 +78,7 @@ class DistillationModule(UpdateModule):
         fake_lr: float = 1e-6,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        adam_eps: float = 1e-8,
         warmup: int = 2500,
         decay: Decay = "constant",
         clip: float = 1.0,
@@ -159,8 +161,8 @@ class DistillationModule(UpdateModule):
 
         betas, wd = tuple(h["betas"]), h["weight_decay"]
         return [
-            self.optimizer(self.fake, h["fake_lr"], betas, wd, fake_factor),
-            self.optimizer(self.student, h["lr"], betas, wd, student_factor),
+            self.optimizer(self.fake, h["fake_lr"], betas, wd, fake_factor, h["adam_eps"]),
+            self.optimizer(self.student, h["lr"], betas, wd, student_factor, h["adam_eps"]),
         ]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -143,10 +143,11 @@ class UpdateModule(L.LightningModule):
         betas: tuple[float, float],
         wd: float,
         factor: Callable[[int], float],
+        eps: float = 1e-8,
     ) -> OptimizerLRSchedulerConfig:
         """AdamW over the trainable parameters of ``network`` with its schedule."""
         parameters = [p for p in network.parameters() if p.requires_grad]
-        adamw = torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=1e-8, weight_decay=wd)
+        adamw = torch.optim.AdamW(parameters, lr=lr, betas=betas, eps=eps, weight_decay=wd)
         return {"optimizer": adamw, "lr_scheduler": LambdaLR(adamw, factor)}
 
     def _micro_batches(self, batch: Batch, step: int) -> Iterator[tuple[Tensor, Draw]]:

@@ -16,7 +16,7 @@ Make = Callable[..., DiffusionLM]
 @pytest.fixture
 def make() -> Make:
     def build(**changes: Any) -> DiffusionLM:
-        torch.manual_seed(3)
+        torch.manual_seed(0)
         sizes = {
             "vocab_size": 13,
             "model_length": 16,
@@ -27,8 +27,9 @@ def make() -> Make:
             "dropout": 0.5,
         }
         model = DiffusionLM(DiffusionConfig(**{**sizes, **changes}))
-        for weight in model.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
+        for name, weight in model.named_parameters():
+            torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.5)
+        torch.nn.init.normal_(model.backbone.vocab_embed.embedding)
         return model.eval()
 
     return build
