@@ -194,7 +194,8 @@ class AlternatingDistillation:
         total = (self._weights(absorbing(networks.student), state) * per_token).sum()
         with torch.no_grad():
             entropy = mean(-(state.log_g.exp() * state.log_g).sum(-1))
-        return LossSum(total, tokens.numel(), {"student_entropy": entropy})
+        logs = {"student_entropy": entropy}
+        return LossSum(total, tokens.numel(), logs, asked=state.log_g.shape[0])
 
 
 def absorbing(model: DiffusionLM) -> Absorbing:

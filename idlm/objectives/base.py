@@ -68,11 +68,13 @@ class LossSum:
         total: scalar in nats, summed over tokens and sequences, with gradient.
         tokens: how many tokens the sum stands for (all positions, scored or not).
         logs: scalars to show, each already a mean over this micro-batch.
+        asked: masked positions that the student answered, the weight of its mean entropy.
     """
 
     total: Tensor
     tokens: int
     logs: dict[str, Tensor] = field(default_factory=dict)
+    asked: int | None = None
 
     @property
     def mean(self) -> Tensor:

@@ -28,7 +28,7 @@ def draw(log_probs: Tensor, noise: Tensor) -> Tensor:
     total = cumulative[..., -1:].contiguous()
     # right=True skips tokens of zero weight: the draw is the first with cumulative > u * total
     token = torch.searchsorted(cumulative, noise.double().unsqueeze(-1) * total, right=True)
-    # u * total rounds up to total itself once in 2**53; the last token of positive weight it is
+    # noise that was rounded up to 1 would run off the end: the last token of positive weight it is
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(token, last).squeeze(-1)
 

@@ -225,7 +225,9 @@ class DistillationModule(UpdateModule):
         draw = Draw(batch["index"], batch["index"].shape[0], self.seed ^ 0x5EED, 0)
         result = self.objective.student_loss(networks, batch["input_ids"], draw)
         self.val_loss.update(result.mean, weight=result.tokens)
-        self.val_entropy.update(result.logs["student_entropy"], weight=result.tokens)
+        # by its own positions, so that the mean does not depend on how the rows are batched
+        weight = result.tokens if result.asked is None else result.asked
+        self.val_entropy.update(result.logs["student_entropy"], weight=weight)
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()

@@ -31,6 +31,14 @@ def test_1024_tokens_take_16_network_calls(make: Make) -> None:
     assert out.tokens_per_call == 64.0
 
 
+def test_the_calls_of_several_batches_are_not_added_up(make: Make) -> None:
+    model = make()
+    calls = count_calls(model)
+    out = idlm.generate(model, 6, 16, 4, seed=0, batch_size=2)
+    assert 4 < len(calls) <= 12
+    assert out.nfe == 4  # what one sample costs, not what the set costs
+
+
 @pytest.mark.parametrize("steps", [1, 7, 200])
 def test_calls_never_exceed_steps_nor_tokens(make: Make, steps: int) -> None:
     model = make()

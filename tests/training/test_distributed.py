@@ -38,6 +38,8 @@ def command(models: Folders, corpus: Path, *more: str) -> list[str]:
         "--model.init_args.dropout=0.0",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
+        # one rounding can flip a drawn token, and with it everything after: keep roundings small
+        "--trainer.precision=64-true",
     ]
 
 
@@ -71,6 +73,6 @@ def test_two_processes_train_like_one(
     one, two = logged(alone), logged(both)
     for name in NAMES:
         assert len(one[name]) >= 2
-        # fp32: the two halves of a gradient are added in another order, and AdamW's first steps
+        # the two halves of a gradient are added in another order, and AdamW's first steps
         # divide by the gradient's size
         assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-5), name
