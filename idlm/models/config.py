@@ -57,6 +57,11 @@ class DiffusionConfig(PretrainedConfig):
                 f"latent_global is {latent_global} and latent_position is {latent_position}; "
                 "both are sizes, 0 (off) or more"
             )
+        if time_conditioning and schedule_eps == 0:
+            raise UserError(
+                "schedule_eps is 0 with time_conditioning, so the network would be told "
+                "sigma(1) = infinity; choose a small schedule_eps such as 0.001"
+            )
         self.vocab_size = vocab_size
         self.model_length = model_length
         self.hidden_dim = hidden_dim

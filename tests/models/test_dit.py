@@ -276,3 +276,9 @@ def test_impossible_sizes_are_refused() -> None:
         DiffusionConfig(hidden_dim=6, n_heads=2)
     with pytest.raises(UserError, match="latent_global is -1 and latent_position is 0; both are"):
         DiffusionConfig(latent_global=-1)
+
+
+def test_an_infinite_sigma_is_refused_before_it_turns_logits_to_nan() -> None:
+    with pytest.raises(UserError, match="schedule_eps is 0 with time_conditioning"):
+        DiffusionConfig(time_conditioning=True, schedule_eps=0.0)
+    DiffusionConfig(time_conditioning=False, schedule_eps=0.0)

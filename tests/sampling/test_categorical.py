@@ -82,6 +82,10 @@ def test_rare_tokens_of_a_large_vocabulary_keep_their_share_where_fp32_loses_it(
     flat = tokens > 1
     assert float(flat.double().mean()) * 2 * scale == pytest.approx(share, rel=0.03)  # 1.5 cells
     assert tokens[flat].unique().numel() == int(flat.sum())  # and they spread over the flat part
+    # every single one can be drawn: the middle of its interval, 1e-8 wide, belongs to it
+    some = torch.arange(1000, 1020)
+    middle = 1.0 - share + (some.double() + 0.5) * weights[-1]
+    assert torch.equal(draw(weights.log().expand(20, -1), middle), some + 2)
 
     # The exponential race argmax q/E in fp32. Equal weights: the largest of their uniforms runs.
     n = 400_000
