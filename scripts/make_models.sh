@@ -14,6 +14,4 @@ idlm fit --config configs/python_docs_evaluator.yaml \
     --ckpt_path "runs/python_docs_evaluator/logs/part1/checkpoints/epoch=0-step=700.ckpt"
 idlm fit --config configs/python_docs_teacher.yaml
 idlm fit --config configs/python_docs_teacher_1024.yaml
-# two parts: the second starts with a fresh fake model and other noise
 idlm fit --config configs/python_docs_student.yaml
-idlm fit --config configs/python_docs_student_2.yaml

@@ -64,7 +64,8 @@ class AlternatingDistillation:
         renoise: ``fresh`` forgets the student's input (IDLM); ``posterior`` keeps what it showed
             (D-MMD), so that training states are those of a sampler with ``target_steps`` steps.
         anchor: weight of the teacher in the fake model's target; 0 for IDLM, 1 for D-MMD.
-        target_steps: k, the number of sampling steps to aim at (``posterior`` only).
+        target_steps: k, the number of sampling steps to aim at; 16 if not given. ``fresh`` aims at
+            none and takes none.
         time_draws: ``independent`` permutes the strata of one of the two times over the global
             batch; ``tied`` reproduces the published code (``fresh`` only; methods C.7.2).
         weighting: ``nelbo`` weighs a state by -alpha'/(1-alpha), ``flat`` by 1.
@@ -78,7 +79,7 @@ class AlternatingDistillation:
         *,
         renoise: Renoise = "posterior",
         anchor: float = 1.0,
-        target_steps: int = 16,
+        target_steps: int | None = None,
         time_draws: TimeDraws = "independent",
         weighting: Weighting = "nelbo",
     ) -> None:
@@ -97,17 +98,22 @@ class AlternatingDistillation:
             )
         if not anchor >= 0:
             raise UserError(f"anchor is {anchor}; it is a weight, 0 (IDLM) or more (D-MMD: 1)")
-        if target_steps < 1:
+        if renoise == "fresh" and target_steps is not None:
+            raise UserError(
+                f"target_steps is {target_steps} but renoise is 'fresh', which aims at no number "
+                "of steps; leave target_steps out, or choose renoise 'posterior'"
+            )
+        if target_steps is not None and target_steps < 1:
             raise UserError(f"target_steps is {target_steps}; it must be at least 1")
         self.renoise = renoise
         self.anchor = anchor
-        self.target_steps = target_steps
+        self.target_steps = target_steps or (16 if renoise == "posterior" else None)
         self.time_draws = time_draws
         self.weighting = weighting
 
     def times(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Times of the student's input and of the re-noised state, each ``[B]``."""
-        if self.renoise == "fresh":
+        if self.target_steps is None:
             permuted = self.time_draws == "independent"
             return draw.times(Stream.TIME), draw.times(Stream.TIME_2, permuted=permuted)
         s = draw.times(Stream.TIME)

@@ -9,16 +9,24 @@ if TYPE_CHECKING:
     from idlm.training.callbacks import CollapseGuard as CollapseGuard
     from idlm.training.distil import DistillationModule as DistillationModule
     from idlm.training.evaluator import EvaluatorModule as EvaluatorModule
+    from idlm.training.frontier_monitor import FrontierMonitor as FrontierMonitor
     from idlm.training.teacher import TeacherModule as TeacherModule
 
 _HOMES = {
     "CollapseGuard": "callbacks",
     "DistillationModule": "distil",
     "EvaluatorModule": "evaluator",
+    "FrontierMonitor": "frontier_monitor",
     "TeacherModule": "teacher",
 }
 
-__all__ = ["CollapseGuard", "DistillationModule", "EvaluatorModule", "TeacherModule"]
+__all__ = [
+    "CollapseGuard",
+    "DistillationModule",
+    "EvaluatorModule",
+    "FrontierMonitor",
+    "TeacherModule",
+]
 
 
 def __getattr__(name: str) -> Any:

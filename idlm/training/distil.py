@@ -22,7 +22,7 @@ from idlm.objectives.alternating import AlternatingDistillation
 from idlm.objectives.base import Draw, LossSum, Networks
 from idlm.training.checkpoints import best_checkpoint
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
-from idlm.training.networks import check_pair, reach, set_dropout
+from idlm.training.networks import check_pair, reach, set_dropout, with_noise
 
 _TEACHER = "teacher."
 
@@ -38,8 +38,8 @@ class DistillationModule(UpdateModule):
         objective: how the two losses are formed; see :mod:`idlm.objectives`.
         student: checkpoint to start the student from; the teacher if not given.
         tokenizer: exported with the student; the teacher's own if not given.
-        latent_global, latent_position: sizes of the student's noise, 0 for off; a ``student``
-            that has a latent keeps its own.
+        latent_global, latent_position: sizes of the student's noise, 0 for off; 64 each if not
+            given. A ``student`` that has a latent keeps its own, and another size is refused.
         dropout: of student and fake model; the teacher's config decides if not given.
         max_student_updates: length of the run.
         fake_per_student: fake updates before each student update.
@@ -69,8 +69,8 @@ class DistillationModule(UpdateModule):
         *,
         student: str | None = None,
         tokenizer: str | None = None,
-        latent_global: int = 64,
-        latent_position: int = 64,
+        latent_global: int | None = None,
+        latent_position: int | None = None,
         dropout: float | None = None,
         max_student_updates: int = 1000,
         fake_per_student: int = 1,
@@ -125,13 +125,7 @@ class DistillationModule(UpdateModule):
         start = load(h["student"]) if h["student"] else self.teacher
         check_pair(start, self.teacher)
         torch.manual_seed(self.seed)  # the latent's first weights, alike on every process
-        self.student = (
-            start.with_latent(
-                latent_global=h["latent_global"], latent_position=h["latent_position"]
-            )
-            if not start.has_latent
-            else start
-        )
+        self.student = with_noise(start, h["latent_global"], h["latent_position"])
         self.student.requires_grad_(True)
         self.fake = self.teacher.with_latent(latent_global=0, latent_position=0)
         for network in (self.student, self.fake):
@@ -281,7 +275,8 @@ class DistillationModule(UpdateModule):
     def export(self, folder: str | Path) -> Path:
         """Write the student's EMA weights, tokenizer and model card; returns the folder."""
         objective = type(self.objective).__name__
-        settings = ", ".join(f"{k}={v}" for k, v in vars(self.objective).items())
+        chosen = {k: v for k, v in vars(self.objective).items() if v is not None}
+        settings = ", ".join(f"{k}={v}" for k, v in chosen.items())
         counts = {"student_updates": self.student_updates, "fake_updates": self.fake_updates}
         # after a collapse the last values are not those of the weights that were restored
         logged = {} if self.collapsed else self.trainer.callback_metrics

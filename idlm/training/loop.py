@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, Literal, cast
@@ -62,7 +63,7 @@ def lr_factor(step: int, *, warmup: int, decay: Decay, total: int) -> float:
     return 1.0 - progress if decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class UpdateModule(L.LightningModule):
+class UpdateModule(L.LightningModule, ABC):
     """Base of the trainings: micro batches, clipping, schedules, throughput, the end of the run.
 
     Args:
@@ -84,9 +85,9 @@ class UpdateModule(L.LightningModule):
         self.tokenizer: Any = None
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
         """Whether every update that was asked for has been made."""
-        raise NotImplementedError
 
     def on_fit_start(self) -> None:
         """Refuse what would train, but wrongly.

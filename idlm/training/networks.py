@@ -7,6 +7,7 @@ from torch import nn
 from idlm.errors import UserError
 from idlm.models import DiffusionLM, fetch, load_tokenizer
 
+_LATENT = ("latent_global", "latent_position")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
@@ -40,6 +41,32 @@ def check_pair(student: DiffusionLM, teacher: DiffusionLM) -> None:
             f"teacher {teacher.name_or_path!r} has a latent, so it is a generator; "
             "give a teacher without one"
         )
+
+
+def with_noise(
+    start: DiffusionLM, latent_global: int | None, latent_position: int | None
+) -> DiffusionLM:
+    """The student: ``start`` with a latent, its own if it has one.
+
+    Args:
+        start: checkpoint the student starts from.
+        latent_global: size of the global vector; None for 64, or what ``start`` has.
+        latent_position: size of the noise per position, likewise.
+
+    Raises:
+        UserError: if ``start`` has a latent of another size.
+    """
+    if not start.has_latent:
+        sizes = (64 if size is None else size for size in (latent_global, latent_position))
+        return start.with_latent(**dict(zip(_LATENT, sizes, strict=True)))
+    for name, asked in zip(_LATENT, (latent_global, latent_position), strict=True):
+        own = getattr(start.config, name)
+        if asked not in (None, own):
+            raise UserError(
+                f"{name} is {asked} but the student {start.name_or_path!r} was trained with {own}; "
+                f"leave {name} out, or start from a checkpoint without a latent"
+            )
+    return start
 
 
 def set_dropout(network: nn.Module, rate: float) -> None:

@@ -18,6 +18,14 @@ from idlm.random import Stream
 
 MakeTable = Callable[..., Any]
 RENOISE = ("fresh", "posterior")
+
+
+def renoised(renoise: Any, steps: int, **settings: Any) -> AlternatingDistillation:
+    """Either setting; only the posterior aims at a number of steps."""
+    aim = {"target_steps": steps} if renoise == "posterior" else {}
+    return AlternatingDistillation(renoise=renoise, **aim, **settings)
+
+
 every_renoise = pytest.mark.parametrize("renoise", RENOISE)
 
 
@@ -67,7 +75,7 @@ def test_the_student_loss_is_the_difference_of_two_diffusion_losses(
     """L(teacher, G) - L(fake, G) with the process's own integrand on full tables (C.2)."""
     teacher, student, fake = networks(table)
     tokens, draw = torch.randint(0, 2, (40, 3)), draw_of(40)
-    objective = AlternatingDistillation(renoise=renoise, target_steps=2)
+    objective = renoised(renoise, 2)
     total = objective.student_loss(Networks(teacher, student, fake), tokens, draw).total
     state, _, g = full_g(objective, student, tokens, draw)
     process = student.process
@@ -85,7 +93,7 @@ def test_the_gradient_is_the_formula_of_the_paper(table: MakeTable, renoise: Any
     """dL/dz_j = -(1/t) G_j (a_j - <G, a>) where the student was asked and z is masked (C.2)."""
     teacher, student, fake = networks(table)
     tokens, draw = torch.randint(0, 2, (40, 3)), draw_of(40)
-    objective = AlternatingDistillation(renoise=renoise, target_steps=2)
+    objective = renoised(renoise, 2)
     objective.student_loss(Networks(teacher, student, fake), tokens, draw).total.backward()
     state, z_in, g = full_g(objective, student, tokens, draw)
     process = student.process
@@ -155,7 +163,7 @@ def test_revealed_tokens_are_draws_from_the_student(table: MakeTable, renoise: A
     student = table(probs=probs, length=4)
     # the data is one token only: every other token must come from the student
     tokens = torch.zeros(n, 4, dtype=torch.int64)
-    objective = AlternatingDistillation(renoise=renoise, target_steps=1)
+    objective = renoised(renoise, 1)
     state = objective.simulate(student, tokens, draw_of(n))
     new = state.z[state.asked & ~state.scored]
     counts = torch.bincount(new, minlength=4).double()
@@ -219,7 +227,7 @@ def test_with_an_optimal_fake_the_loss_is_the_divergence_from_the_teacher(
     teacher, student = table(probs=p_star), table(probs=g)
     tokens = (torch.arange(n) % 10 >= 7).long()[torch.randperm(n)].unsqueeze(-1)  # 0.7, 0.3
     draw = draw_of(n)
-    objective = AlternatingDistillation(renoise=renoise, anchor=0.0, target_steps=1)
+    objective = renoised(renoise, 1, anchor=0.0)
     state = objective.simulate(student, tokens, draw)
     weight = (1.0 / state.time) * state.scored[:, 0]
     total = float(weight.double().sum())
@@ -412,7 +420,7 @@ def test_the_logged_entropy_is_the_students_at_masked_positions(table: MakeTable
 
 @every_renoise
 def test_nothing_masked_is_a_loss_of_zero_and_logs_no_mean(table: MakeTable, renoise: Any) -> None:
-    objective = AlternatingDistillation(renoise=renoise, target_steps=1000)
+    objective = renoised(renoise, 1000)
     empty = unscored = 0
     for step in range(30):
         trio = networks(table, 3, 1)
@@ -468,6 +476,7 @@ def test_a_real_generator_learns_through_both_losses() -> None:
         ({"anchor": -0.1}, "anchor is -0.1; it is a weight, 0"),
         ({"anchor": float("nan")}, "anchor is nan; it is a weight, 0"),
         ({"target_steps": 0}, "target_steps is 0; it must be at least 1"),
+        ({"renoise": "fresh", "target_steps": 8}, "target_steps is 8 but renoise is 'fresh'"),
         (
             {"renoise": "posterior", "time_draws": "tied"},
             "time_draws is 'tied', which needs renoise 'fresh'",

@@ -188,13 +188,20 @@ def test_the_latent_may_be_off_in_part_or_whole_and_starts_as_the_teacher(
     assert (config.latent_global, config.latent_position) == (vector, position)
 
 
+@pytest.mark.parametrize("size", [None, 4], ids=["left out", "its own"])
 def test_the_student_may_start_from_a_generator_and_keeps_its_latent(
-    models: Folders, corpus: Path, tmp_path: Path
+    size: int | None, models: Folders
 ) -> None:
-    module = distillation(models.teacher, student=str(models.student), latent_global=9)
+    module = distillation(models.teacher, student=str(models.student), latent_global=size)
     module.configure_model()
     assert differs(copy_of(module.student), copy_of(idlm.load(models.student))) == []
     assert differs(copy_of(module.fake), copy_of(idlm.load(models.teacher))) == []
+
+
+def test_a_generator_of_another_latent_size_is_refused(models: Folders) -> None:
+    module = distillation(models.teacher, student=str(models.student), latent_global=9)
+    with pytest.raises(UserError, match=r"latent_global is 9 but the student .* trained with 4"):
+        module.configure_model()
 
 
 def test_dropout_is_set_in_student_and_fake_model_only(models: Folders) -> None:
