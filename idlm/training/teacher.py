@@ -18,19 +18,21 @@ from idlm.objectives.base import Draw
 from idlm.objectives.mdlm import masked_nelbo
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
-from idlm.training.networks import reach
+from idlm.training.networks import reach, set_dropout
 
-# the arguments that describe a new network
-SIZES = (
-    "model_length",
-    "hidden_dim",
-    "cond_dim",
-    "n_blocks",
-    "n_heads",
-    "dropout",
-    "time_conditioning",
-    "schedule",
-)
+# What describes a network, and MDLM's values (methods A.5) for a new one.
+NEW: dict[str, Any] = {
+    "model_length": 1024,
+    "hidden_dim": 768,
+    "cond_dim": 128,
+    "n_blocks": 12,
+    "n_heads": 12,
+    "dropout": 0.1,
+    "time_conditioning": False,
+    "schedule": "log-linear",
+}
+# ... of which a network that exists can still change these.
+_CHANGEABLE = ("model_length", "dropout")
 
 
 class TeacherModule(UpdateModule):
@@ -38,9 +40,11 @@ class TeacherModule(UpdateModule):
 
     Args:
         tokenizer: folder or hub id; V is ``len(tokenizer) + 1``, the mask being the last.
-        init: checkpoint to start from; its sizes replace those given here.
-        model_length, hidden_dim, cond_dim, n_blocks, n_heads, dropout, time_conditioning,
-            schedule: sizes and choices of a new network, see :class:`idlm.models.DiffusionConfig`.
+        init: checkpoint to start from; it has its own sizes, and others are refused.
+        model_length: context; the checkpoint's, or 1024, if not given. Also for ``init``.
+        dropout: the checkpoint's, or 0.1, if not given. Also for ``init``.
+        hidden_dim, cond_dim, n_blocks, n_heads, time_conditioning, schedule: of a new network,
+            MDLM's if not given, see :class:`idlm.models.DiffusionConfig`.
         max_updates: length of the run; 0 leaves the end to the trainer.
         lr, betas, weight_decay, warmup, decay: AdamW and its schedule; MDLM's are 3e-4,
             (0.9, 0.999), 0, 2,500 updates and constant.
@@ -61,14 +65,14 @@ class TeacherModule(UpdateModule):
         tokenizer: str,
         *,
         init: str | None = None,
-        model_length: int = 1024,
-        hidden_dim: int = 768,
-        cond_dim: int = 128,
-        n_blocks: int = 12,
-        n_heads: int = 12,
-        dropout: float = 0.1,
-        time_conditioning: bool = False,
-        schedule: str = "log-linear",
+        model_length: int | None = None,
+        hidden_dim: int | None = None,
+        cond_dim: int | None = None,
+        n_blocks: int | None = None,
+        n_heads: int | None = None,
+        dropout: float | None = None,
+        time_conditioning: bool | None = None,
+        schedule: str | None = None,
         max_updates: int = 0,
         lr: float = 3e-4,
         muon_lr: float = 0.0,
@@ -119,17 +123,33 @@ class TeacherModule(UpdateModule):
                     f"init {h['init']!r} has vocab_size {self.model.config.vocab_size} but the "
                     f"tokenizer {h['tokenizer']!r} needs {vocab_size}; use the one it came with"
                 )
-            self.model.config.model_length = h["model_length"]
+            self._change(self.model)
         else:
             torch.manual_seed(self.seed)  # the same first weights on every process
-            config = DiffusionConfig(vocab_size=vocab_size, **{k: h[k] for k in SIZES})
-            self.model = DiffusionLM(config)
+            sizes = {k: v if h[k] is None else h[k] for k, v in NEW.items()}
+            self.model = DiffusionLM(DiffusionConfig(vocab_size=vocab_size, **sizes))
         self.model.set_attention(h["attention"])
         self.model.set_gradient_checkpointing(h["gradient_checkpointing"])
         self.ema = average_weights(self.model, h["ema_decay"])
         if h["compile"]:
             self.model.compile_backbone()
         self.val_nelbo = MeanMetric()
+
+    def _change(self, model: DiffusionLM) -> None:
+        """Apply what may be changed about a network that exists; refuse the rest."""
+        h = self.hparams
+        for name in NEW.keys() - set(_CHANGEABLE):
+            own = getattr(model.config, name)
+            if h[name] not in (None, own):
+                raise UserError(
+                    f"{name} is {h[name]} but init {h['init']!r} has {own}; leave {name} out, "
+                    "or leave init out to train a new network"
+                )
+        if h["model_length"] is not None:
+            model.config.model_length = h["model_length"]
+        if h["dropout"] is not None:
+            set_dropout(model, h["dropout"])
+            model.config.dropout = h["dropout"]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
@@ -204,7 +224,7 @@ class TeacherModule(UpdateModule):
         """Write the EMA weights, tokenizer and model card; returns the folder."""
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         # a network loaded from `init` has its own sizes, whatever the arguments say
-        sizes = {k: getattr(self._network().config, k) for k in SIZES}
+        sizes = {k: getattr(self._network().config, k) for k in NEW}
         settings = {**self.hparams, **sizes}
         card = teacher_card(settings, self.updates, metrics, self.data_conditions())
         dtype = getattr(torch, self.hparams["export_dtype"])

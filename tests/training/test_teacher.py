@@ -8,7 +8,8 @@ import torch
 
 import idlm
 from idlm.errors import UserError
-from idlm.models import DiffusionLM, load_tokenizer
+from idlm.models import DiffusionConfig, DiffusionLM, load_tokenizer
+from idlm.training.teacher import NEW, TeacherModule
 from tests.tiny_models import LENGTH, Folders
 from tests.training.helpers import (
     QUIET,
@@ -104,17 +105,42 @@ def test_testing_is_validating(models: Folders, corpus: Path, tmp_path: Path) ->
     assert tested == validated
 
 
-def test_init_starts_from_the_checkpoint_and_its_sizes(models: Folders) -> None:
-    module = teacher_training(models.teacher, init=str(models.teacher), hidden_dim=64)
+@pytest.mark.parametrize("size", [None, 16], ids=["left out", "its own"])
+def test_init_starts_from_the_checkpoint_and_its_sizes(size: int | None, models: Folders) -> None:
+    module = teacher_training(models.teacher, init=str(models.teacher), hidden_dim=size)
     module.configure_model()
     assert differs(copy_of(module.model), copy_of(idlm.load(models.teacher))) == []
     assert module.model.config.hidden_dim == 16
+
+
+@pytest.mark.parametrize(("name", "value"), [("hidden_dim", 64), ("schedule", "cosine")])
+def test_init_with_another_size_or_schedule_is_refused(
+    name: str, value: Any, models: Folders
+) -> None:
+    module = teacher_training(models.teacher, init=str(models.teacher), **{name: value})
+    with pytest.raises(UserError, match=f"{name} is {value} but init .* leave {name} out"):
+        module.configure_model()
+
+
+def test_a_new_network_has_mdlms_sizes_where_none_are_given() -> None:
+    module = TeacherModule("unused")
+    given = {k: module.hparams[k] for k in NEW}
+    assert set(given.values()) == {None}
+    assert DiffusionConfig(**NEW).to_dict().items() >= NEW.items()
+    assert (NEW["hidden_dim"], NEW["cond_dim"], NEW["dropout"]) == (768, 128, 0.1)
 
 
 def test_init_may_have_another_context(models: Folders) -> None:
     module = teacher_training(models.teacher, init=str(models.teacher), model_length=2 * LENGTH)
     module.configure_model()
     assert module.model.config.model_length == 2 * LENGTH
+
+
+def test_init_may_have_another_dropout(models: Folders) -> None:
+    module = teacher_training(models.teacher, init=str(models.teacher), dropout=0.25)
+    module.configure_model()
+    rates = {m.p for m in module.model.modules() if isinstance(m, torch.nn.Dropout)}
+    assert rates == {0.25} == {module.model.config.dropout}
 
 
 def test_init_with_another_vocabulary_is_refused(
