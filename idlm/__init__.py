@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from idlm.hooks import when_imported
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -36,3 +38,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_SUBMODULES})
+
+
+def _auto(step: str) -> None:
+    getattr(import_module("idlm.models.auto"), step)()
+
+
+# AutoConfig and AutoModelForMaskedLM know our checkpoints from the moment transformers has them;
+# importing transformers here, for those who never ask for them, would take seconds.
+when_imported("transformers.models.auto.configuration_auto", lambda: _auto("register_configs"))
+when_imported("transformers.models.auto.modeling_auto", lambda: _auto("register_model"))

@@ -1,8 +1,9 @@
 """``samples.jsonl``: generated samples and the conditions they were made under.
 
 The first line is a header object: checkpoint, revision, steps, nfe, length, temperature, top_p,
-sampling_dtype, seconds, num_samples, seed. Each further line is one sample: text, tokens, seed,
-index.
+sampling_dtype, seconds, num_samples, seed, and what else was asked for (docs/generation.md lists
+all). Each further line is one sample: text, tokens, seed, index. When the header has ``"decoded":
+false`` the samples were never decoded and ``text`` is null; in any other file it is a string.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ def write_samples(
     Args:
         path: where; folders are made, an existing file is replaced.
         header: the conditions; tensors and arrays are written as lists.
-        rows: samples with ``text`` (string) and ``tokens`` (integers ``[L]``).
+        rows: samples with ``text`` (string, or None under ``"decoded": False``) and ``tokens``
+            (integers ``[L]``).
 
     Returns:
         ``path``.
 
     Raises:
         UserError: if the file cannot be written.
-        ValueError: if a row lacks ``text`` or ``tokens``, or a number is not finite.
+        ValueError: if a row lacks ``text`` or ``tokens``, has a ``text`` that the header does not
+            announce, or a number is not finite.
     """
     return replace_file(path, _lines(header, rows))
 
@@ -67,8 +70,8 @@ def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     """Read a file of :func:`write_samples`.
 
     Returns:
-        The header, and one or more samples whose ``text`` is a string and whose ``tokens`` is a
-        list of one or more integers.
+        The header, and one or more samples whose ``tokens`` is a list of one or more integers and
+        whose ``text`` is a string, or None if :func:`is_decoded` says so of the header.
 
     Raises:
         UserError: if the file is missing, not UTF-8, or a line is not what it should be.
@@ -97,8 +100,13 @@ def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     if len(objects) == 1:
         raise UserError(f"{path} has a header and no samples: generate at least one")
     for number, row in objects[1:]:
-        _check(path, number, row)
+        _check(path, number, row, decoded=is_decoded(objects[0][1]))
     return objects[0][1], [row for _, row in objects[1:]]
+
+
+def is_decoded(header: Mapping[str, Any]) -> bool:
+    """Whether the samples under this header have texts; those of ``--no-text`` do not."""
+    return header.get("decoded") is not False
 
 
 def _lines(header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -106,6 +114,11 @@ def _lines(header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Iter
     for number, row in enumerate(rows):
         if "text" not in row or "tokens" not in row:
             raise ValueError(f"sample {number} has {sorted(row)}: it needs text and tokens")
+        if isinstance(row["text"], str) != is_decoded(header):
+            kind, said = type(row["text"]).__name__, header.get("decoded", True)
+            raise ValueError(
+                f"sample {number} has a {kind} as text; the header says decoded: {said}"
+            )
         yield _line(row)
 
 
@@ -140,9 +153,13 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def _check(path: Path, number: int, row: Mapping[str, Any]) -> None:
-    if not isinstance(row.get("text"), str):
+def _check(path: Path, number: int, row: Mapping[str, Any], *, decoded: bool) -> None:
+    if decoded and not isinstance(row.get("text"), str):
         raise UserError(f'{path} line {number} has no "text" string: every sample needs one')
+    if not decoded and row.get("text", "") is not None:
+        raise UserError(
+            f'{path} line {number} needs "text": null, because the header says "decoded": false'
+        )
     tokens = row.get("tokens")
     if not (isinstance(tokens, list) and tokens and all(map(_is_token, tokens))):
         raise UserError(

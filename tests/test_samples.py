@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from idlm.errors import UserError
-from idlm.samples import read_samples, write_samples
+from idlm.samples import is_decoded, read_samples, write_samples
 
 HEADER = {"checkpoint": "x", "steps": 16, "nfe": 16, "temperature": 0.9, "seed": 3}
 ROWS = [
@@ -49,6 +49,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         ('{"steps": NaN}\n' + GOOD, "line 1 is not JSON"),
         (f'{{"steps": 4}}\n{GOOD}\n[1, 2]', "line 3 is a list"),
         ('{"steps": 4}\n{"tokens": [1]}', 'line 2 has no "text"'),
+        ('{"steps": 4}\n{"text": null, "tokens": [1]}', 'line 2 has no "text"'),
+        ('{"decoded": true}\n{"text": null, "tokens": [1]}', 'line 2 has no "text"'),
+        (f'{{"decoded": false}}\n{GOOD}', 'line 2 needs "text": null'),
+        ('{"decoded": false}\n{"tokens": [1]}', 'line 2 needs "text": null'),
         ('{"steps": 4}\n{"text": "a"}', 'line 2 has no "tokens"'),
         ('{"steps": 4}\n{"text": "a", "tokens": []}', 'line 2 has no "tokens"'),
         ('{"steps": 4}\n{"text": "a", "tokens": [1.5]}', 'line 2 has no "tokens"'),
@@ -63,6 +67,26 @@ def test_a_malformed_file_is_refused_in_one_sentence(
     with pytest.raises(UserError, match=sentence) as caught:
         read_samples(path)
     assert "\n" not in str(caught.value)
+
+
+def test_samples_that_were_never_decoded_come_back_with_no_text(tmp_path: Path) -> None:
+    header = {**HEADER, "decoded": False}
+    rows = [{"text": None, "tokens": [1, 2], "seed": 3, "index": 0}]
+    path = write_samples(tmp_path / "s.jsonl", header, rows)
+    assert read_samples(path) == (header, rows)
+    assert not is_decoded(read_samples(path)[0])
+    assert is_decoded(HEADER)
+
+
+@pytest.mark.parametrize("header", [HEADER, {**HEADER, "decoded": True}])
+def test_a_text_that_the_header_does_not_announce_is_not_written(
+    tmp_path: Path, header: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match="sample 0 has a NoneType as text"):
+        write_samples(tmp_path / "s.jsonl", header, [{"text": None, "tokens": [1]}])
+    with pytest.raises(ValueError, match=r"sample 0 has a str as text.*decoded: False"):
+        write_samples(tmp_path / "s.jsonl", {**header, "decoded": False}, ROWS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def run(argv: list[str]) -> None:
     from idlm.metrics.report import measure, summarize, write_json
 
     # Files are read, and the evaluator is opened, before hours of generation.
-    read = [_read(path) for path in args.samples or []]
+    read = [_read(path, needs_text=not args.no_retokenize) for path in args.samples or []]
     perplexity = GenerativePerplexity(
         args.evaluator,
         retokenize=not args.no_retokenize,
@@ -136,12 +136,17 @@ def _can_be_made(path: Path, *, folder: bool) -> bool:
     return os.access(there, os.W_OK) and (there.is_dir() or there == path)
 
 
-def _read(path: str) -> SampleSet:
+def _read(path: str, *, needs_text: bool) -> SampleSet:
     from idlm.metrics.report import SampleSet
-    from idlm.samples import read_samples
+    from idlm.samples import is_decoded, read_samples
 
     header, rows = read_samples(path)
-    return SampleSet(path, [r["text"] for r in rows], [r["tokens"] for r in rows], header)
+    if needs_text and not is_decoded(header):
+        raise UserError(
+            f"{path} holds tokens without text, and re-tokenising needs the text: score the tokens "
+            "themselves with --no-retokenize, or generate again without --no-text"
+        )
+    return SampleSet(path, [r["text"] or "" for r in rows], [r["tokens"] for r in rows], header)
 
 
 def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
@@ -208,7 +213,7 @@ def _reference(args: argparse.Namespace, sets: list[SampleSet]) -> SampleSet:
 
     name = args.tokenizer or next((s.header.get("checkpoint") for s in sets), None)
     tokenizer = _reference_tokenizer(name, args.revision if args.tokenizer is None else None)
-    length = len(sets[0].tokens[0])
+    length = max(len(row) for row in sets[0].tokens)  # with a stop rule they differ
     rows = tokenize_and_pack(_documents(args.reference), tokenizer, length)
     wanted = min(len(rows), max(len(s.texts) for s in sets))
     chosen = rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)].astype(np.int64)

@@ -4,64 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.generate_options import WATCH_DELAY, parse
+from idlm.cli.given import Given, Piece
+from idlm.cli.shared import launched_processes, main_process_speaks
+from idlm.errors import UserError
 
 if TYPE_CHECKING:
-    from idlm.sampling.ancestral import Callback, StepState
-    from idlm.sampling.generate import GenerationOutput
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="idlm generate", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--checkpoint",
-        default="python-docs-student-16step",
-        metavar="X",
-        help="folder, bundled name or Hugging Face id (default: %(default)s)",
-    )
-    parser.add_argument("--revision", help="hub revision of the checkpoint")
-    parser.add_argument("--length", type=int, help="tokens per sample; the model's context")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=16,
-        help="sampler steps, each at most one network call (default: %(default)s)",
-    )
-    parser.add_argument("--num-samples", type=int, default=4, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="sample i depends on seed and i alone; random")
-    parser.add_argument("--temperature", type=float, default=1.0, help="(default: 1)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (default: 1, all tokens)")
-    parser.add_argument("--batch-size", type=int, help="samples in flight; chosen from the length")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="of the network; draws are always float64 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write samples.jsonl instead of printing; "
-        "an existing file is replaced once the new one is complete",
-    )
-    parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="a progress bar on stderr (default: if stderr is a terminal)",
-    )
-    return parser
+    from idlm.models import DiffusionLM
+    from idlm.sampling import Callback, GenerationOutput, StepState
+    from idlm.sampling.sharded import Processes
 
 
 def run(argv: list[str]) -> None:
-    """Generate, then print the texts or write them.
+    """Generate, then print the texts or write them; under a launcher, the main process does.
 
     Args:
         argv: the arguments after ``generate``.
@@ -69,88 +29,149 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
-    args = _parser().parse_args(argv)
-    if args.output is not None:
-        check_writable("--output", args.output)
-    require_bundled(args.checkpoint)
+    with main_process_speaks():
+        args, given = parse(argv)
 
+        from idlm.sampling.sharded import join
+
+        with join(launched_processes(), args.device) as processes:
+            opened = processes.together(lambda: _open(args, given, processes))
+            out = _generate(args, given, opened, processes)
+        if processes.index == 0:
+            _deliver(args, given, opened, out)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is read before any network call.
+
+    Attributes:
+        model: on this process's device.
+        tokenizer: None if nothing is text.
+        prompt_lengths: tokens of each prompt.
+        revision: of the weights, for the header of a file.
+    """
+
+    model: DiffusionLM
+    tokenizer: Any
+    prompt_lengths: list[int]
+    revision: str | None
+
+
+def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Opened:
+    """Read the model and all else that can be wrong, before hours of work and not after."""
     import torch
 
     import idlm
-    from idlm.devices import pick_device
-    from idlm.models import decode, load_tokenizer
-    from idlm.sampling.generate import check_request
+    from idlm.cli.generate_file import checkpoint_revision
+    from idlm.sampling.requests import make_canvas
 
-    device = pick_device(args.device)
-    dtype = getattr(torch, args.dtype)
-    model = idlm.load(args.checkpoint, revision=args.revision, device=device, dtype=dtype)
-    tokenizer = load_tokenizer(args.checkpoint, revision=args.revision)
-    length = model.config.model_length if args.length is None else args.length
-    check_request(
-        model,
-        num_samples=args.num_samples,
-        length=length,
-        steps=args.steps,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        batch_size=args.batch_size,
+    model = idlm.load(
+        args.checkpoint,
+        revision=args.revision,
+        device=processes.device,
+        dtype=getattr(torch, args.dtype),
+        raw=args.raw,
     )
-    shown = sys.stderr.isatty() if args.progress is None else args.progress
-    with _progress(shown, args.num_samples * args.steps) as callback:
-        out = idlm.generate(
+    text = not args.no_text or given.is_text or args.stop == "eos"
+    tokenizer = _tokenizer(args, model) if text else None
+    lengths: list[int] = []
+    if given.pieces:
+        canvas = make_canvas(
             model,
-            args.num_samples,
-            length,
+            len(given.pieces),
+            args.length,
+            **{given.kind: _rows(given.pieces, model)},
+            tokenizer=tokenizer,
+            stride=args.stride,
+        )
+        lengths = (~canvas.write).sum(1).tolist()
+    written = args.output is not None and processes.index == 0
+    return _Opened(model, tokenizer, lengths, checkpoint_revision(args) if written else None)
+
+
+def _tokenizer(args: argparse.Namespace, model: DiffusionLM) -> Any:
+    from idlm.models import load_tokenizer
+    from idlm.models.tokenizers import check_tokenizer
+
+    if args.tokenizer:
+        tokenizer = load_tokenizer(args.tokenizer)
+        check_tokenizer(tokenizer, model.config, args.tokenizer)
+        return tokenizer
+    try:
+        return load_tokenizer(args.checkpoint, revision=args.revision)
+    except UserError as error:
+        hint = "name one with --tokenizer, or ask for token ids alone with --no-text"
+        raise UserError(f"{error}; {hint}") from error
+
+
+def _rows(pieces: Sequence[Piece], model: DiffusionLM) -> list[Any]:
+    """Pieces as :func:`idlm.generate` wants them: the mask id marks a slot among token ids."""
+    slot = getattr(model.process, "mask_id", None)
+    return [
+        piece if isinstance(piece, str) else [slot if token is None else token for token in piece]
+        for piece in pieces
+    ]
+
+
+def _generate(
+    args: argparse.Namespace, given: Given, opened: _Opened, processes: Processes
+) -> GenerationOutput:
+    from idlm.sampling.sharded import generate_sharded
+
+    # the samples of one prompt follow each other
+    pieces = [piece for piece in given.pieces for _ in range(args.num_samples)]
+    samples = len(pieces) or args.num_samples
+    rows = {given.kind: _rows(pieces, opened.model)} if pieces else {}
+    with _shown(args, samples, opened, processes) as callback:
+        out = generate_sharded(
+            processes,
+            opened.model,
+            samples,
+            args.length,
             args.steps,
-            seed=args.seed,
-            top_p=args.top_p,
+            **rows,
             temperature=args.temperature,
+            top_p=args.top_p,
+            seed=args.seed,
+            order=args.order,
+            stride=args.stride,
+            stop=args.stop,
+            tokenizer=opened.tokenizer,
             batch_size=args.batch_size,
             callback=callback,
         )
-    texts = decode(tokenizer, out.tokens)
-    if args.output is None:
-        _print(texts, out)
-        return
-    _write(args, out, texts)
-    print(f"{args.output}: {_summary(out)}")
+    # being watched takes time too, but not the model's
+    return replace(out, seconds=out.seconds - getattr(callback, "seconds", 0.0))
 
 
-def _write(args: argparse.Namespace, out: GenerationOutput, texts: list[str]) -> None:
-    from idlm.evaluation.cells import weights_revision
-    from idlm.evaluation.keep import keep_samples
+@contextmanager
+def _shown(
+    args: argparse.Namespace, samples: int, opened: _Opened, processes: Processes
+) -> Iterator[Callback | None]:
+    """The step callback of what was asked to be seen, in the main process."""
+    if processes.index > 0:
+        yield None
+    elif args.watch:
+        from idlm.cli.watch import Watch
 
-    header: dict[str, Any] = {
-        "checkpoint": args.checkpoint,
-        "revision": args.revision or weights_revision(args.checkpoint),
-        "steps": args.steps,
-        "nfe": out.nfe,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "network_dtype": args.dtype,
-        "tokens_per_call": out.tokens_per_call,
-        "seconds": out.seconds,
-        "seed": out.seed,
-    }
-    keep_samples(args.output, out.tokens, texts, header=header)
+        delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
+        mask_id = getattr(opened.model.process, "mask_id", None)
+        with Watch(opened.tokenizer, mask_id, delay=delay) as watch:
+            yield watch
+    else:
+        from idlm.sampling.sharded import share
 
-
-def _print(texts: list[str], out: GenerationOutput) -> None:
-    """Texts on stdout, what they cost on stderr, so that a pipe gets the text alone."""
-    for number, text in enumerate(texts):
-        if len(texts) > 1:
-            print(f"--- sample {number}")
-        print(text)
-    sys.stdout.flush()
-    print(_summary(out), file=sys.stderr)
+        shown = sys.stderr.isatty() if args.progress is None else args.progress
+        steps = len(share(samples, 0, processes.count)) * args.steps
+        with _progress(shown, steps * _windows(args, opened.model)) as callback:
+            yield callback
 
 
-def _summary(out: GenerationOutput) -> str:
-    count, length = out.tokens.shape
-    return (
-        f"{count} samples of {length} tokens in {out.nfe} network calls each, "
-        f"{out.tokens_per_call:.4g} tokens per call, {out.seconds:.1f} s, seed {out.seed}"
-    )
+def _windows(args: argparse.Namespace, model: DiffusionLM) -> int:
+    """Windows of a sample that no stop token ends."""
+    beyond = max(0, (args.length or 0) - model.config.model_length)
+    return 1 + -(-beyond // max(1, args.stride or 1))
 
 
 @contextmanager
@@ -170,3 +191,50 @@ def _progress(shown: bool, total: int) -> Iterator[Callback | None]:
             bar.advance(task, state.tokens.shape[0])
 
         yield moved
+
+
+def _deliver(
+    args: argparse.Namespace, given: Given, opened: _Opened, out: GenerationOutput
+) -> None:
+    """Print or write the samples, each as long as it is."""
+    import torch
+
+    from idlm.models import decode
+
+    ends = out.lengths.tolist()
+    tokens = [row[:end] for row, end in zip(out.tokens.tolist(), ends, strict=True)]
+    texts: list[str | None] = [None] * len(tokens)
+    if not args.no_text:
+        texts = [decode(opened.tokenizer, torch.tensor([row]))[0] for row in tokens]
+    if args.output is None:
+        _print(
+            [" ".join(map(str, r)) if t is None else t for r, t in zip(tokens, texts, strict=True)],
+            out,
+        )
+        return
+    from idlm.cli.generate_file import sample_header, sample_rows
+    from idlm.samples import write_samples
+
+    rows = sample_rows(args, given, out, tokens, texts, opened.prompt_lengths)
+    write_samples(args.output, sample_header(args, given, out, rows, opened.revision), rows)
+    print(f"{args.output}: {_summary(out)}")
+
+
+def _print(samples: list[str], out: GenerationOutput) -> None:
+    """Samples on stdout, what they cost on stderr, so that a pipe gets the samples alone."""
+    for number, sample in enumerate(samples):
+        if len(samples) > 1:
+            print(f"--- sample {number}")
+        print(sample)
+    sys.stdout.flush()
+    print(_summary(out), file=sys.stderr)
+
+
+def _summary(out: GenerationOutput) -> str:
+    count, shortest, longest = len(out.tokens), int(out.lengths.min()), int(out.lengths.max())
+    size = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+    return (
+        f"{count} {'sample' if count == 1 else 'samples'} of {size} tokens in {out.nfe} network "
+        f"calls each, {out.tokens_per_call:.4g} tokens per call, {out.seconds:.1f} s, "
+        f"seed {out.seed}"
+    )

@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("idlm.cli.fit", "measure a checkpoint on the test split"),
     "generate": ("idlm.cli.generate", "write text with a checkpoint, in as many calls as you ask"),
     "evaluate": ("idlm.cli.evaluate", "measure generated text: perplexity, entropy, diversity"),
+    "export": ("idlm.cli.export", "write a checkpoint as a Hub-ready folder, and push it"),
+    "inspect": ("idlm.cli.inspect", "what a checkpoint is, and whether it predicts text"),
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")

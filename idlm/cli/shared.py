@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,3 +61,38 @@ def require_bundled(name: str) -> str:
             "a complete checkout, or make it with scripts/make_models.sh"
         )
     return found
+
+
+# torchrun and accelerate set the first name, MPI's launchers the others.
+_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def launched_processes() -> int:
+    """How many processes this one was launched with, itself included."""
+    return max(1, _from_environment(_COUNT, 1))
+
+
+@contextmanager
+def main_process_speaks() -> Iterator[None]:
+    """Errors of the block are told by the main process; the others leave with the same code.
+
+    For blocks that fail in every process or in none.
+    """
+    if launched_processes() == 1 or _from_environment(_INDEX, 0) == 0:
+        yield
+        return
+    try:
+        yield
+    except UserError:
+        raise SystemExit(2) from None
+    except Exception as error:  # the main process has it too, and tells it
+        raise SystemExit(1) from error
+
+
+def _from_environment(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = os.environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return default

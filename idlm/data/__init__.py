@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from idlm.data.module import PackedDataModule
     from idlm.data.packing import tokenize_and_pack
-    from idlm.data.tokenizer import load_tokenizer, train_bpe
+    from idlm.data.tokenizer import train_bpe
+    from idlm.models.tokenizers import load_tokenizer
 
 __all__ = ["PackedDataModule", "load_tokenizer", "tokenize_and_pack", "train_bpe"]
 
 _HOMES = {
     "PackedDataModule": "idlm.data.module",
-    "load_tokenizer": "idlm.data.tokenizer",
+    "load_tokenizer": "idlm.models.tokenizers",
     "tokenize_and_pack": "idlm.data.packing",
     "train_bpe": "idlm.data.tokenizer",
 }

@@ -19,8 +19,8 @@ from idlm.data.registry import open_corpus
 from idlm.data.resume import check_resumed
 from idlm.data.rows import RowStore
 from idlm.data.streaming import Position, RowStream, StreamedBatches
-from idlm.data.tokenizer import load_tokenizer
 from idlm.errors import UserError
+from idlm.models.tokenizers import load_tokenizer
 
 
 class PackedDataModule(lightning.LightningDataModule):

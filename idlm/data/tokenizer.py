@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: training one for a small corpus, loading any."""
+"""Training a byte-level BPE tokenizer for a small corpus."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from idlm import paths
-from idlm.data.hub import hub_reachable
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,37 +69,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Pat
         clean_up_tokenization_spaces=False,
     )
     return _save_folder(tokenizer, Path(out_dir))
-
-
-def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer from a folder, a bundled model's name or a Hugging Face id.
-
-    Raises:
-        UserError: if there is none, the hub cannot be reached, or it has no fast version.
-    """
-    from transformers import AutoTokenizer
-
-    # Makes "model_type": "idlm" known, or a checkpoint's tokenizer comes with a false warning.
-    import idlm.models.config  # noqa: F401
-
-    source = paths.resolve(path_or_hub_id)
-    cached_only = not Path(source).is_dir() and not hub_reachable()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, use_fast=True, local_files_only=cached_only
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer could be loaded from {str(path_or_hub_id)!r}: it is neither a folder "
-            "with tokenizer.json nor a Hugging Face model that is cached or can be reached from "
-            "here; give a local folder with --data.init_args.tokenizer PATH"
-        ) from error
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer {str(path_or_hub_id)!r} has no tokenizer.json; convert it with "
-            "transformers (save_pretrained of the fast version) and give that folder"
-        )
-    return tokenizer
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

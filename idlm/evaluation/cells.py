@@ -91,14 +91,14 @@ def weights_revision(checkpoint: str | Path, *, revision: str | None = None) -> 
     """A name of a checkpoint's weights: the first 12 hex digits of their sha256.
 
     Args:
-        checkpoint: folder, bundled name or hub id.
+        checkpoint: folder, bundled name, hub id or Lightning file.
         revision: hub revision.
 
     Raises:
         UserError: if the checkpoint cannot be found or holds no safetensors.
     """
     folder = fetch(checkpoint, "*.json", "*.safetensors", "*.txt", "*.model", revision=revision)
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no .safetensors file; give a checkpoint folder or hub id")
     digest = hashlib.sha256()

@@ -30,7 +30,13 @@ CONDITIONS = (
     "length",
     "temperature",
     "top_p",
+    "order",
+    "stride",
+    "stop",
+    "given",
+    "raw",
     "sampling_dtype",
+    "network_dtype",
 )
 
 

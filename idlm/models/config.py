@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from idlm.errors import UserError
+
+if TYPE_CHECKING:
+    from idlm.processes import Process
+
+# The sizes that every layout of the family states under the same names, ours and the published.
+SIZES = ("vocab_size", "model_length", "hidden_dim", "cond_dim", "n_blocks", "n_heads", "dropout")
+# All that decides the network and its process: what our own config.json must hold.
+FIELDS = (
+    *SIZES,
+    "time_conditioning",
+    "process",
+    "schedule",
+    "schedule_eps",
+    "latent_global",
+    "latent_position",
+)
 
 
 class DiffusionConfig(PretrainedConfig):
@@ -21,7 +37,7 @@ class DiffusionConfig(PretrainedConfig):
         n_heads: attention heads; must divide ``hidden_dim``.
         dropout: dropout after attention and MLP.
         time_conditioning: whether the network sees sigma_t (the published MDLM does not).
-        process: ``absorbing`` (``uniform`` arrives with its process).
+        process: ``absorbing`` or ``uniform``.
         schedule: ``log-linear`` or ``cosine``.
         schedule_eps: alpha(1) of the schedule.
         latent_global: size of the Gaussian vector that enters through adaLN, 0 for none.
@@ -47,6 +63,14 @@ class DiffusionConfig(PretrainedConfig):
         latent_position: int = 0,
         **kwargs: Any,
     ) -> None:
+        sizes = (vocab_size, model_length, hidden_dim, cond_dim, n_blocks, n_heads)
+        for name, size in zip(SIZES, sizes, strict=False):
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"{name} is {size!r}; it must be a whole number, 1 or more")
+        if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+            raise UserError(f"dropout is {dropout!r}; it must be a number in [0, 1)")
+        if not isinstance(time_conditioning, bool):
+            raise UserError(f"time_conditioning is {time_conditioning!r}; it must be true or false")
         if hidden_dim % n_heads or (hidden_dim // n_heads) % 2:
             raise UserError(
                 f"hidden_dim {hidden_dim} with n_heads {n_heads} gives no even head size; "
@@ -78,6 +102,31 @@ class DiffusionConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read the ``config.json`` of any layout of the family, ours or a published one.
 
-# Otherwise transformers warns of an unknown type when it opens the tokenizer beside a checkpoint.
-AutoConfig.register(DiffusionConfig.model_type, DiffusionConfig)
+        ``AutoConfig`` ends here as :func:`idlm.load` does.
+
+        Raises:
+            UserError: if it is of no known layout, or lacks what decides the network.
+        """
+        from idlm.models.published import translate
+
+        name = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "this checkpoint"
+        return super().from_dict(translate(config_dict, f"the config.json of {name}"), **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What differs from transformers' defaults, and every field that decides the network.
+
+        A reader must not have to know our class defaults, so ``save_pretrained`` states them all.
+        """
+        return {**super().to_diff_dict(), **{name: getattr(self, name) for name in FIELDS}}
+
+    def make_process(self) -> Process:
+        """The process the network was trained for."""
+        from idlm.processes import make_process
+
+        return make_process(
+            self.process, self.vocab_size, schedule=self.schedule, eps=self.schedule_eps
+        )

@@ -86,7 +86,8 @@ class Rotary(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 10000.0 ** (-torch.arange(0, dim, 2).float() / dim))
+        # the published order of operations: a file without the buffer gives the same bits
+        self.register_buffer("inv_freq", 1.0 / 10000.0 ** (torch.arange(0, dim, 2).float() / dim))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
         """Never below fp32: half precision would move the angles at position 1000 by radians."""
@@ -182,10 +183,10 @@ class DiT(nn.Module):
     blocks: nn.ModuleList
     output_layer: OutputLayer
 
-    def __init__(self, config: DiffusionConfig) -> None:
+    def __init__(self, config: DiffusionConfig, *, mask_id: int | None = None) -> None:
         super().__init__()
         self.time_conditioning = config.time_conditioning
-        self.mask_id = config.vocab_size - 1 if config.process == "absorbing" else None
+        self.mask_id = mask_id
         self.vocab_embed = VocabEmbed(config.vocab_size, config.hidden_dim)
         self.sigma_map = SigmaMap(config.cond_dim)
         self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)

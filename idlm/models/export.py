@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from idlm.errors import UserError
+from idlm.models.layouts import config_json
 from idlm.models.modeling import DiffusionLM
 
 
@@ -22,10 +25,12 @@ def export_folder(
     tokenizer: Any = None,
     card: str | None = None,
     dtype: torch.dtype = torch.float32,
+    layout: str = "idlm",
 ) -> Path:
     """Write a checkpoint that :func:`idlm.load` and the hub understand.
 
-    The folder appears under its name only when it is complete; one that is there is replaced.
+    The folder appears under its name only when it is complete; a checkpoint that is there is
+    replaced.
 
     Args:
         model: the network; its weights are saved under the published names.
@@ -33,45 +38,22 @@ def export_folder(
         tokenizer: saved beside the weights when given.
         card: Markdown of the model card.
         dtype: floating dtype of the saved weights.
+        layout: ``idlm``, or the published ``mdlm`` or ``duo`` (:mod:`idlm.models.layouts`).
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: if the folder holds something else than a checkpoint, the layout cannot
+            represent the network, or the dtype cannot hold its weights.
     """
-    target = Path(folder)
+    target = check_replaceable(folder)
+    config = config_json(model.config, layout, dtype)
+    weights = _weights(model, dtype)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        weights = {
-            name: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
-            for name, value in model.state_dict().items()
-        }
-        # rotary frequencies keep fp32: half precision would bend the positions
-        for name, value in model.state_dict().items():
-            if name.endswith("inv_freq"):
-                weights[name] = value.float().cpu()
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
-        config = model.config.to_diff_dict()
-        config.update(
-            model_type=model.config.model_type,
-            architectures=[type(model).__name__],
-            dtype=str(dtype).removeprefix("torch."),
-        )
-        for name in (
-            "vocab_size",
-            "model_length",
-            "hidden_dim",
-            "cond_dim",
-            "n_blocks",
-            "n_heads",
-            "dropout",
-            "time_conditioning",
-            "process",
-            "schedule",
-            "schedule_eps",
-            "latent_global",
-            "latent_position",
-        ):
-            config[name] = getattr(model.config, name)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (staging / "config.json").write_text(text, encoding="utf-8")
         if tokenizer is not None:
@@ -88,6 +70,41 @@ def export_folder(
     return target
 
 
+def check_replaceable(folder: str | Path) -> Path:
+    """The folder as an absolute path, if an export may take its place.
+
+    Raises:
+        UserError: if it is a file, or a folder with files but no checkpoint.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{folder} is a file; name a new folder, or a checkpoint to replace")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds files but no config.json, so it is no earlier export and is left "
+            "alone; name a new or empty folder"
+        )
+    return target
+
+
+def _weights(model: DiffusionLM, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of the file; buffers, the rotary frequencies, in fp32 whatever the dtype."""
+    buffers = {name for name, _ in model.named_buffers()}
+    weights = {}
+    for name, value in model.state_dict().items():
+        # half precision would bend the positions
+        wanted = torch.float32 if name in buffers else dtype
+        stored = value.to(wanted) if value.is_floating_point() else value
+        if not torch.isfinite(stored).all():
+            broken = not torch.isfinite(value).all()
+            raise UserError(
+                f"{name} has no finite value in {str(wanted).removeprefix('torch.')}; "
+                + ("its weights are broken" if broken else "choose bfloat16 or float32")
+            )
+        weights[name] = stored.cpu().contiguous()
+    return weights
+
+
 def _swap(staging: Path, target: Path) -> None:
     """Put ``staging`` in the place of ``target``; a folder that was there goes last."""
     if not target.exists():
@@ -95,5 +112,10 @@ def _swap(staging: Path, target: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     os.replace(target, old / "old")
-    os.replace(staging, target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.replace(staging, target)
+    except BaseException:
+        os.replace(old / "old", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,10 +13,11 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from idlm import random
 from idlm.errors import UserError
+from idlm.models import auto
 from idlm.models.attention import check_backend
 from idlm.models.config import DiffusionConfig
 from idlm.models.dit import Block, DiT, Latent
-from idlm.processes import Process, make_process
+from idlm.processes import Process
 
 
 class DiffusionLM(PreTrainedModel):
@@ -32,14 +34,24 @@ class DiffusionLM(PreTrainedModel):
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__(config)
-        self.backbone = DiT(config)
-        self._process = make_process(
-            config.process,
-            config.vocab_size,
-            schedule=config.schedule,
-            eps=config.schedule_eps,
-        )
+        self._process = config.make_process()
+        self.backbone = DiT(config, mask_id=getattr(self._process, "mask_id", None))
         self.post_init()  # transformers' bookkeeping, which from_pretrained needs
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> DiffusionLM:
+        """Load as :func:`idlm.load` does; ``AutoModelForMaskedLM`` ends here.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id, of any layout of the family.
+            kwargs: see :func:`idlm.models.auto.from_pretrained`.
+
+        Raises:
+            UserError: as :func:`idlm.load`, and for arguments that would have no effect.
+        """
+        return auto.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Modules initialise themselves; transformers must not do it again."""
@@ -112,7 +124,8 @@ class DiffusionLM(PreTrainedModel):
             latent: epsilon; a generator draws fresh noise at every call when it is left out.
 
         Raises:
-            UserError: if a time-conditioned network gets no ``timesteps``.
+            UserError: if a time-conditioned network gets no ``timesteps``, or the latent has other
+                parts or sizes than the network's.
         """
         batch, length = input_ids.shape[:2]
         if timesteps is None:
@@ -124,7 +137,26 @@ class DiffusionLM(PreTrainedModel):
             timesteps = torch.zeros(batch, device=input_ids.device)
         if latent is None:
             latent = self._fresh_latent(batch, length, input_ids.device)
+        else:
+            self._check_latent(latent, batch, length)
         return self.backbone(input_ids, timesteps.reshape(-1).expand(batch), latent)
+
+    def _check_latent(self, latent: Latent, batch: int, length: int) -> None:
+        """A part that is missing would switch that noise off, and one too many do nothing."""
+        g, p = self.config.latent_global, self.config.latent_position
+        wanted: dict[str, tuple[int, ...] | None]
+        wanted = {
+            "vector": (batch, g) if g else None,
+            "position": (batch, length, p) if p else None,
+        }
+        for name, shape in wanted.items():
+            part = getattr(latent, name)
+            given = None if part is None else tuple(part.shape)
+            if given != shape:
+                raise UserError(
+                    f"latent.{name} has shape {given}, but this network takes {shape}; leave "
+                    "latent out for fresh noise"
+                )
 
     def head(self, features: Tensor) -> Tensor:
         """Raw logits ``[..., V]`` of features ``[..., D]``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.base import Draw, LossSum, mean, row_weights
 from idlm.processes import Absorbing
@@ -23,9 +24,16 @@ def masked_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
 
     Returns:
         The sum in nats; its mean is the NELBO per token.
+
+    Raises:
+        UserError: if the model is of another process.
     """
     process = model.process
-    assert isinstance(process, Absorbing)  # the module that calls this has checked it
+    if not isinstance(process, Absorbing):
+        raise UserError(
+            f"the masked NELBO is defined for the absorbing process, but the model's process is "
+            f"{process.name!r}; train a masked model"
+        )
     t = draw.times(Stream.TIME)
     z_t = process.corrupt(tokens, t, draw.uniform(tokens.shape[1], stream=Stream.CORRUPT))
     masked = z_t == process.mask_id

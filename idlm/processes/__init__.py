@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from idlm.errors import UserError
 from idlm.processes.absorbing import LOG_ZERO, Absorbing
 from idlm.processes.base import Process
-from idlm.schedules import make_schedule
+from idlm.processes.uniform import Uniform
+from idlm.schedules import Schedule, make_schedule
 
-__all__ = ["LOG_ZERO", "Absorbing", "Process", "make_process"]
+__all__ = ["LOG_ZERO", "Absorbing", "Process", "Uniform", "make_process"]
 
-_PROCESSES = {Absorbing.name: Absorbing}
+_PROCESSES: dict[str, Callable[[int, Schedule], Process]] = {
+    Absorbing.name: Absorbing,
+    Uniform.name: Uniform,
+}
 
 
 def make_process(

@@ -22,7 +22,7 @@ class Absorbing(Process):
         super().__init__(schedule or LogLinear(), vocab_size)
         self.mask_id = vocab_size - 1
 
-    def prior(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def prior(self, shape: tuple[int, ...], like: Tensor, noise: Tensor | None = None) -> Tensor:
         return torch.full(shape, self.mask_id, dtype=torch.int64, device=like.device)
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -60,9 +60,10 @@ class Absorbing(Process):
         The row of SUBS that lean losses and samplers use: no visible position ever enters.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        states = torch.arange(self.vocab_size, device=logits.device)
-        # added, not assigned, as published; after the softmax the mask's mass is exactly 0
-        return torch.log_softmax(logits + LOG_ZERO * (states == self.mask_id), dim=-1)
+        is_mask = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
+        # the mask takes no part in the normalisation, and its own entry means log 0 exactly
+        log_p = torch.log_softmax(logits + LOG_ZERO * is_mask, dim=-1)
+        return log_p.masked_fill(is_mask, LOG_ZERO)
 
     def nll_per_token(self, log_probs: Tensor, x0: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """-alpha'/(1-alpha) * cross-entropy of x0 under the denoiser (MDLM eq. 10).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from idlm.errors import UserError
@@ -31,8 +32,15 @@ class Process(ABC):
         self.vocab_size = vocab_size
 
     @abstractmethod
-    def prior(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Tokens of pure noise, int64 of ``shape`` on the device of ``like``."""
+    def prior(self, shape: tuple[int, ...], like: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Tokens of pure noise, int64 of ``shape`` on the device of ``like``.
+
+        Args:
+            shape: of the result.
+            like: a tensor on the device that is wanted.
+            noise: uniforms in ``[0, 1)``, float64 of ``shape``, which decide the tokens; torch's
+                own generator does when they are left out.
+        """
 
     @abstractmethod
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -54,3 +62,10 @@ class Process(ABC):
 def column(t: Tensor, like: Tensor) -> Tensor:
     """Times ``[B]`` or ``[B, 1]`` as ``[B, 1]`` in the floating dtype of ``like``."""
     return t.reshape(-1, 1).to(like.dtype if like.is_floating_point() else t.dtype)
+
+
+def as_probabilities(x0: Tensor, vocab_size: int) -> Tensor:
+    """Tokens ``[B, L]`` as one-hot rows, probabilities ``[B, L, V]`` as they are, in float64."""
+    if x0.is_floating_point():
+        return x0.double()
+    return torch.nn.functional.one_hot(x0, vocab_size).double()

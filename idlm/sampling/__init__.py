@@ -1,8 +1,20 @@
-"""Sampling: exact categorical draws, the ancestral sampler and the public ``generate``."""
+"""Sampling: exact categorical draws, a sampler per process, windows, and ``generate``."""
 
 from __future__ import annotations
 
-from idlm.sampling.ancestral import StepState, sample_ancestral
+from idlm.sampling.ancestral import sample_ancestral
+from idlm.sampling.base import Callback, Settings, StepState
 from idlm.sampling.generate import GenerationOutput, generate
+from idlm.sampling.orders import ORDERS
+from idlm.sampling.registry import SAMPLERS
 
-__all__ = ["GenerationOutput", "StepState", "generate", "sample_ancestral"]
+__all__ = [
+    "ORDERS",
+    "SAMPLERS",
+    "Callback",
+    "GenerationOutput",
+    "Settings",
+    "StepState",
+    "generate",
+    "sample_ancestral",
+]

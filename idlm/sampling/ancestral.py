@@ -3,106 +3,124 @@
 The published step draws, at every masked position, from p_theta(x0 | z_t) scaled by
 (alpha_s - alpha_t)/(1 - alpha_t) with the rest on the mask. That is the same as drawing first
 *which* positions reveal, a Bernoulli each, and then a token there only. So one step costs one
-backbone call plus the head on the revealed positions, and none at all when nothing reveals.
+backbone call plus the head on the revealed positions, and none at all when nothing reveals: the
+published cached sampler skips a call when no token changed and the network ignores time, which
+between two calls of this one never happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from idlm import random
-from idlm.models.dit import Latent
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Absorbing
 from idlm.random import Stream
-from idlm.sampling.categorical import draw, nucleus
+from idlm.sampling.base import RANDOM, Callback, Settings, StepState
+from idlm.sampling.categorical import draw, nucleus, temper
+from idlm.sampling.orders import due, rank, surest
 
-
-@dataclass(frozen=True)
-class StepState:
-    """What a step callback sees, after the step.
-
-    Attributes:
-        step: number of the step, from 0.
-        steps: how many there are.
-        tokens: states ``[B, L]``; the mask id where a position is still masked.
-        revealed: positions revealed in this step, bool ``[B, L]``.
-        nfe: network calls so far.
-    """
-
-    step: int
-    steps: int
-    tokens: Tensor
-    revealed: Tensor
-    nfe: int
-
-
-Callback = Callable[[StepState], None]
+# The head runs on so many positions at once that a table of float64 has this many entries:
+# 128 MiB, 333 positions of GPT-2's vocabulary.
+_ENTRIES = 1 << 24
 
 
 def sample_ancestral(
     model: DiffusionLM,
+    tokens: Tensor,
+    write: Tensor,
     sample: Tensor,
-    length: int,
-    steps: int,
+    settings: Settings,
     *,
-    seed: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    window: int = 0,
     callback: Callback | None = None,
 ) -> tuple[Tensor, int]:
-    """Generate from pure noise on the grid t = 1, 1 - 1/N, ..., 0.
+    """Write the open positions on the grid t = 1, 1 - 1/N, ..., 0.
 
-    The last step ends at alpha = 1 and reveals what is left; the published samplers end at
-    t = 1e-5 and spend one more call on the one masked token in 100,000 (methods A.7). Every
-    random number depends on (seed, step, sample) alone, so a sample does not depend on its batch.
-
-    Args:
-        model: denoiser or generator of the absorbing process, in eval mode.
-        sample: running numbers of the samples, int64 ``[B]``, on the model's device.
-        length: tokens per sample L.
-        steps: N, network calls at most.
-        seed: of the whole call.
-        temperature: divides the logits of the clean-token prediction.
-        top_p: nucleus of the clean-token prediction.
-        callback: called after every step.
-
-    Returns:
-        Tokens int64 ``[B, L]`` without masks, and the number of network calls made.
+    A :class:`~idlm.sampling.base.Sampler`. The last step ends at alpha = 1 and reveals what is
+    left; the published samplers end at t = 1e-5 and spend one more call on the one masked token in
+    100,000 (methods A.7). In an order other than ``random`` a step reveals a fixed number of
+    positions, chosen by the prediction at temperature 1 on all masked positions.
     """
-    process = model.process
-    assert isinstance(process, Absorbing)  # generate() has checked it
-    device = sample.device
-    tokens = process.prior((sample.shape[0], length), like=sample)
-    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=device)
+    process = _absorbing(model)
+    length, steps = tokens.shape[1], settings.steps
+    tokens, masked, total = torch.where(write, process.mask_id, tokens), write, write.sum(1)
+    # on the host: the same numbers on every device, and no kernel launched for them
+    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    # half of the way is 0.5: a hair less would round three positions' share down
+    visible = [round(float(process.reveal_probability(s, grid[0])), 12) for s in grid]
     nfe = 0
     for i in range(steps):
-        t, s = grid[i], grid[i + 1]
-        keys: dict[str, Any] = {"sample": sample, "seed": seed, "step": i}
-        masked = tokens == process.mask_id
-        chance = process.reveal_probability(s, t)
-        reveal = masked & (random.uniform(length, stream=Stream.REVEAL, **keys) < chance)
-        rows = reveal.any(1)
-        if bool(rows.any()):
+        keys: dict[str, Any] = {"seed": settings.seed, "step": window * steps + i}
+        coin = random.uniform(length, stream=Stream.REVEAL, sample=sample, **keys)
+        if settings.order == RANDOM:
+            reveal = masked & (coin < float(process.reveal_probability(grid[i + 1], grid[i])))
+            count = reveal.sum(1)
+        else:
+            reveal, count = torch.zeros_like(masked), due(total, visible[i], visible[i + 1])
+        # The step waits for the device here. It is worth it: a row that reveals nothing then costs
+        # no backbone, and with as many steps as tokens that is every third row.
+        rows = count.nonzero().squeeze(1)
+        places = reveal[rows].nonzero(as_tuple=True)
+        probabilities = _nothing(process, tokens) if settings.probabilities else None
+        if len(rows):
             nfe += 1
-            active = sample[rows]
-            sigma = process.schedule.sigma(t).float().expand(active.shape[0])
-            latent: Latent | None = model.sample_latent(active, length, seed=seed, step=i)
+            keys["sample"] = sample[rows]
+            sigma = process.schedule.sigma(grid[i]).float().expand(len(rows)).to(tokens.device)
+            latent = model.sample_latent(length=length, **keys)
             hidden = model.features(tokens[rows], sigma, latent)
-            log_p = process.clean_log_probs(model.head(hidden[reveal[rows]]).double())
-            if temperature != 1.0:
-                # after SUBS: a logit divided by a tiny temperature would outgrow the mask's -1e6,
-                # and a huge temperature would flatten it
-                log_p[..., process.mask_id] = -torch.inf
-                log_p = torch.log_softmax(log_p / temperature, dim=-1)
-            log_p = nucleus(log_p, top_p)
+            if settings.order != RANDOM:
+                certainty = _certainty(model, hidden, masked[rows], settings.order)
+                reveal[rows] = surest(certainty, masked[rows], count[rows], coin[rows])
+                places = reveal[rows].nonzero(as_tuple=True)
             noise = random.uniform(length, stream=Stream.TOKEN, **keys)
-            tokens = tokens.masked_scatter(reveal, draw(log_p, noise[reveal]))
+            drawn, probabilities = _draw(model, hidden[places], noise[places], settings)
+            tokens, masked = tokens.masked_scatter(reveal, drawn), masked & ~reveal
         if callback is not None:
-            callback(StepState(i, steps, tokens, reveal, nfe))
+            callback(StepState(i, steps, tokens, reveal, nfe, sample, probabilities, window))
     return tokens, nfe
+
+
+def _nothing(process: Absorbing, like: Tensor) -> Tensor:
+    return torch.empty(0, process.vocab_size, dtype=torch.float64, device=like.device)
+
+
+def _absorbing(model: DiffusionLM) -> Absorbing:
+    assert isinstance(model.process, Absorbing)  # the registry brings no other process here
+    return model.process
+
+
+def _predictions(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
+    """log p(x0) of features ``[R, D]`` in float64, some rows at a time, ``[r, V]``."""
+    process = _absorbing(model)
+    for part in features.split(max(1, _ENTRIES // process.vocab_size)):
+        log_p = process.clean_log_probs(model.head(part).double())
+        # SUBS leaves a finite -1e6, which a huge temperature would flatten
+        log_p[:, process.mask_id] = -torch.inf
+        yield log_p
+
+
+def _certainty(model: DiffusionLM, hidden: Tensor, masked: Tensor, order: str) -> Tensor:
+    """How sure the prediction is at each masked position, float64 ``[B, L]``, in whole steps."""
+    found = [rank(order, p.exp(), model.dtype) for p in _predictions(model, hidden[masked])]
+    certainty = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+    return certainty.masked_scatter(masked, torch.cat(found))
+
+
+def _draw(
+    model: DiffusionLM, features: Tensor, noise: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens ``[R]`` at features ``[R, D]``, and what they were drawn from, if asked for."""
+    drawn, kept, start = [], [], 0
+    for log_p in _predictions(model, features):
+        log_p = nucleus(temper(log_p, settings.temperature), settings.top_p)
+        end = start + len(log_p)
+        drawn.append(draw(log_p, noise[start:end]))
+        start = end
+        if settings.probabilities:
+            kept.append(log_p.exp())
+    return torch.cat(drawn), torch.cat(kept) if kept else None

@@ -33,6 +33,21 @@ def draw(log_probs: Tensor, noise: Tensor) -> Tensor:
     return torch.minimum(token, last).squeeze(-1)
 
 
+def temper(log_probs: Tensor, temperature: float) -> Tensor:
+    """Divide the logits by the temperature: p to the power 1/temperature, renormalised.
+
+    Args:
+        log_probs: natural-log probabilities ``[..., V]``; ``-inf`` stays ``-inf``.
+        temperature: above 0; 1 returns the input.
+
+    Returns:
+        Log-probabilities ``[..., V]``.
+    """
+    if temperature == 1.0:
+        return log_probs
+    return torch.log_softmax(log_probs / temperature, dim=-1)
+
+
 def nucleus(log_probs: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of most probable tokens whose mass reaches ``top_p``, renormalised.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,13 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.processes import Absorbing
-from idlm.sampling.ancestral import Callback, StepState, sample_ancestral
+from idlm.sampling.base import RANDOM, Callback, Settings, StepState
+from idlm.sampling.checks import check_request
+from idlm.sampling.registry import sampler_for
+from idlm.sampling.requests import Canvas, make_canvas, stop_ids
+from idlm.sampling.windows import sample_windows, window_bounds
+
+__all__ = ["SAMPLING_DTYPE", "GenerationOutput", "check_request", "generate"]
 
 # tokens in flight per batch unless the caller says otherwise: fits a laptop and keeps it busy
 _TOKENS_PER_BATCH = 16 * 1024
@@ -27,12 +32,14 @@ class GenerationOutput:
     """Samples and what they cost.
 
     Attributes:
-        tokens: int64 ``[N, L]`` on the CPU.
+        tokens: int64 ``[N, L]`` on the CPU. Behind the end of a row stands its stop token, or the
+            mask id if its infill was shorter than the longest.
         nfe: network calls made for one batch, the largest over batches; a call in which only some
             of the batch's samples reveal a token counts.
-        tokens_per_call: L / nfe.
+        tokens_per_call: tokens written for the sample with the most of them, divided by nfe.
         seconds: wall-clock time of the whole call.
         seed: the seed that was used; with it sample ``i`` can be made again, alone.
+        lengths: tokens of each row, prompt and stop token included, int64 ``[N]``.
     """
 
     tokens: Tensor
@@ -40,42 +47,130 @@ class GenerationOutput:
     tokens_per_call: float
     seconds: float
     seed: int
+    lengths: Tensor
 
 
-def check_request(
+def generate(
     model: DiffusionLM,
+    num_samples: int = 1,
+    length: int | None = None,
+    steps: int = 16,
     *,
-    num_samples: int,
-    length: int,
-    steps: int,
-    temperature: float,
-    top_p: float,
-    batch_size: int | None,
-) -> None:
-    """Refuse what cannot be generated.
+    prompt: Any = None,
+    infill: Any = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    progress: bool = False,
+    order: str = RANDOM,
+    stride: int | None = None,
+    stop: Any = None,
+    tokenizer: Any = None,
+    batch_size: int | None = None,
+    first_index: int = 0,
+    callback: Callback | None = None,
+    probabilities: bool = False,
+) -> GenerationOutput:
+    """Generate token sequences with float64 categorical draws.
+
+    Given tokens are never noised, and stay as they are through every step.
+
+    Args:
+        model: what :func:`idlm.load` returns.
+        num_samples: N; with a prompt or an infill for each sample it may be left at 1.
+        length: tokens per sample, prompt included; the model's context by default.
+        steps: sampler steps, each at most one network call; of each window if there are several.
+        prompt: what every sample begins with. Token ids ``[P]`` for all samples, ``[N, P]`` or N
+            rows of any lengths for one each; or a text, or N texts.
+        infill: a sequence with places to write, of any number and size. Token ids ``[L]``,
+            ``[N, L]`` or N rows of any lengths in which the mask id marks them; a pair (tokens,
+            mask) of such rows with mask True there; or a text, or N texts, in which ``[MASK]`` is
+            one token to write and ``[MASK:12]`` twelve. In text put a slot right behind a word:
+            most tokens bring the space before them along.
+        temperature: divides the logits of the clean-token prediction.
+        top_p: nucleus of the clean-token prediction.
+        seed: sample ``i`` is a function of (seed, i) alone; a random seed if not given.
+        progress: show a progress bar.
+        order: which positions reveal first: "random", as trained, or the surest by "confidence",
+            "entropy" or "margin", at the price of diversity (see :mod:`idlm.sampling.orders`).
+        stride: write in windows of the context's length, so that ``length`` may exceed it; each
+            window keeps the last (context - stride) tokens and writes ``stride`` new ones.
+        stop: a token id, a list of them, or "eos": a sample ends at the first one it writes.
+        tokenizer: for texts and "eos"; the checkpoint's own by default.
+        batch_size: samples in flight; chosen from the length if not given.
+        first_index: number of the first sample, to continue or split a set of samples.
+        callback: called with a :class:`~idlm.sampling.base.StepState` after every step.
+        probabilities: whether the states hold the distributions that tokens were drawn from.
 
     Raises:
-        UserError: naming the value, what is allowed and what to do.
+        UserError: for a request outside what the model can do.
     """
-    if not isinstance(model.process, Absorbing):
-        raise UserError(
-            f"the model's process is {model.process.name!r}; this sampler needs 'absorbing'"
-        )
     context = model.config.model_length
-    for name, value in (("num_samples", num_samples), ("steps", steps), ("length", length)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1, or left out")
-    if length > context:
-        raise UserError(
-            f"length is {length} but the model was trained on {context} tokens; "
-            f"ask for {context} or fewer"
-        )
-    if not 0.0 < temperature < float("inf"):
-        raise UserError(f"temperature is {temperature}; it must be above 0 and finite, 1 is plain")
-    if not 0.0 < top_p <= 1.0:
-        raise UserError(f"top_p is {top_p}; it must be in (0, 1], 1 keeps every token")
+    check_request(
+        model,
+        num_samples=num_samples,
+        length=context if length is None else length,
+        steps=steps,
+        temperature=temperature,
+        top_p=top_p,
+        batch_size=batch_size,
+        order=order,
+        stride=stride,
+        first_index=first_index,
+        seed=seed,
+    )
+    if infill is not None and stop is not None:
+        raise UserError("stop ends a text, but an infill has its own end; leave stop or infill out")
+    if probabilities and callback is None:
+        raise UserError("probabilities are for a callback, and there is none; give one")
+    canvas = make_canvas(
+        model,
+        num_samples,
+        length,
+        prompt=prompt,
+        infill=infill,
+        tokenizer=tokenizer,
+        stride=stride,
+    )
+    stops = stop_ids(model, stop, tokenizer).to(model.device)
+    if seed is None:
+        seed = secrets.randbits(31)  # torch.seed() would reseed the caller's own generators
+    settings = Settings(steps, seed, temperature, top_p, order, probabilities)
+    stride = stride or context
+    started = time.perf_counter()
+    batches = _batches(canvas, batch_size, context)
+    planned = [steps * len(window_bounds(width, context, stride)) for _, width in batches]
+    tokens, lengths, nfe = canvas.tokens.clone(), canvas.lengths.clone(), 0
+    with _evaluating(model), _progress(progress, sum(planned), callback) as (on_step, reach):
+        for number, (index, width) in enumerate(batches):
+            rows, ends, calls = sample_windows(
+                sampler_for(model.process),
+                model,
+                canvas.tokens[index, :width].to(model.device),
+                canvas.write[index, :width].to(model.device),
+                (index + first_index).to(model.device),
+                settings,
+                stride=stride,
+                stop=stops,
+                callback=on_step,
+            )
+            tokens[index, :width], lengths[index] = rows.cpu(), ends.cpu()
+            nfe = max(nfe, calls)
+            reach(sum(planned[: number + 1]))
+    seconds = time.perf_counter() - started
+    inside = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
+    most = int((canvas.write & inside).sum(1).max())
+    return GenerationOutput(tokens, nfe, most / nfe, seconds, seed, lengths)
+
+
+def _batches(canvas: Canvas, size: int | None, context: int) -> list[tuple[Tensor, int]]:
+    """Rows that are sampled together, and their common length: no padding enters the network."""
+    batches = []
+    for width in canvas.lengths.unique().tolist():
+        rows = (canvas.lengths == width).nonzero().squeeze(1)
+        most = size or max(1, _TOKENS_PER_BATCH // min(width, context))
+        batches += [(index, width) for index in rows.split(most)]
+    return batches
 
 
 @contextmanager
@@ -90,89 +185,25 @@ def _evaluating(model: DiffusionLM) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(shown: bool, batches: int, steps: int, callback: Callback | None) -> Iterator[Any]:
-    """A step callback that also moves a progress bar when one was asked for."""
+def _progress(
+    shown: bool, total: int, callback: Callback | None
+) -> Iterator[tuple[Callback | None, Callable[[int], None]]]:
+    """A step callback that also moves a bar when one was asked for, and a way to set the bar.
+
+    A stop rule leaves steps out, which the end of a batch makes up for.
+    """
     if not shown:
-        yield callback
+        yield callback, lambda steps: None
         return
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as bar:
-        task = bar.add_task("generating", total=batches * steps)
+        task = bar.add_task("generating", total=total)
 
         def moved(state: StepState) -> None:
             bar.advance(task)
             if callback is not None:
                 callback(state)
 
-        yield moved
-
-
-def generate(
-    model: DiffusionLM,
-    num_samples: int = 1,
-    length: int | None = None,
-    steps: int = 16,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    progress: bool = False,
-    batch_size: int | None = None,
-    first_index: int = 0,
-    callback: Callback | None = None,
-) -> GenerationOutput:
-    """Generate token sequences with the ancestral sampler and float64 categorical draws.
-
-    Args:
-        model: what :func:`idlm.load` returns.
-        num_samples: N.
-        length: tokens per sample; the model's context by default.
-        steps: sampler steps, each at most one network call.
-        temperature: divides the logits of the clean-token prediction.
-        top_p: nucleus of the clean-token prediction.
-        seed: sample ``i`` is a function of (seed, i) alone; a random seed if not given.
-        progress: show a progress bar.
-        batch_size: samples in flight; chosen from the length if not given.
-        first_index: number of the first sample, to continue or split a set of samples.
-        callback: called with a :class:`~idlm.sampling.ancestral.StepState` after every step.
-
-    Raises:
-        UserError: for a request outside what the model can do.
-    """
-    length = model.config.model_length if length is None else length
-    check_request(
-        model,
-        num_samples=num_samples,
-        length=length,
-        steps=steps,
-        temperature=temperature,
-        top_p=top_p,
-        batch_size=batch_size,
-    )
-    if seed is None:
-        seed = secrets.randbits(31)  # torch.seed() would reseed the caller's own generators
-    size = batch_size or max(1, _TOKENS_PER_BATCH // length)
-    batches = -(-num_samples // size)
-    started = time.perf_counter()
-    parts: list[Tensor] = []
-    nfe = 0
-    with _evaluating(model), _progress(progress, batches, steps, callback) as on_step:
-        for start in range(0, num_samples, size):
-            stop = min(start + size, num_samples)
-            sample = torch.arange(start, stop, device=model.device) + first_index
-            tokens, calls = sample_ancestral(
-                model,
-                sample,
-                length,
-                steps,
-                seed=seed,
-                temperature=temperature,
-                top_p=top_p,
-                callback=on_step,
-            )
-            parts.append(tokens.cpu())
-            nfe = max(nfe, calls)
-    seconds = time.perf_counter() - started
-    return GenerationOutput(torch.cat(parts), nfe, length / nfe, seconds, seed)
+        yield moved, lambda steps: bar.update(task, completed=steps)

@@ -235,7 +235,12 @@ class DistillationModule(UpdateModule):
             raise RuntimeError("the networks exist only after configure_model()")
         return self.networks
 
+    def trained_network(self) -> DiffusionLM:
+        """The student."""
+        return self._networks().student
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["student_updates"] = self.student_updates
         checkpoint["fake_updates"] = self.fake_updates
         checkpoint["collapsed"] = self.collapsed

@@ -23,6 +23,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from idlm.errors import UserError
+from idlm.models import DiffusionLM
+from idlm.models.config import FIELDS
 from idlm.objectives.base import Draw, LossSum
 
 Decay = Literal["constant", "linear", "cosine"]
@@ -84,6 +86,10 @@ class UpdateModule(L.LightningModule, ABC):
         self.seed = seed
         self.tokenizer: Any = None
 
+    @abstractmethod
+    def trained_network(self) -> DiffusionLM:
+        """The network that the run is about, as it is now; it exists once configured."""
+
     @property
     @abstractmethod
     def finished(self) -> bool:
@@ -119,6 +125,11 @@ class UpdateModule(L.LightningModule, ABC):
         shown = {k: packed[k] for k in ("content", "documents", "tokens") if k in packed}
         settings = {k: getattr(data, k, None) for k in ("length", "global_batch_size")}
         return {"corpus": getattr(data, "corpus_name", "?"), **shown, **settings}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the network is, so that the file alone can be loaded and exported."""
+        config = self.trained_network().config
+        checkpoint["network"] = {name: getattr(config, name) for name in FIELDS}
 
     def on_train_start(self) -> None:
         """A finished run that is resumed makes no further update."""

@@ -171,7 +171,7 @@ class TeacherModule(UpdateModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update of the teacher; its EMA follows."""
-        model = self._network()
+        model = self.trained_network()
         model.train()
 
         def loss(tokens: Tensor, draw: Draw) -> Any:
@@ -202,12 +202,14 @@ class TeacherModule(UpdateModule):
         self.log("val/nelbo", nelbo, prog_bar=True, sync_dist=True)
         self.log("val/ppl", nelbo.exp(), sync_dist=True)
 
-    def _network(self) -> DiffusionLM:
+    def trained_network(self) -> DiffusionLM:
+        """The teacher."""
         if self.model is None:
             raise RuntimeError("the network exists only after configure_model()")
         return self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["updates"] = self.updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -224,7 +226,7 @@ class TeacherModule(UpdateModule):
         """Write the EMA weights, tokenizer and model card; returns the folder."""
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         # a network loaded from `init` has its own sizes, whatever the arguments say
-        sizes = {k: getattr(self._network().config, k) for k in NEW}
+        sizes = {k: getattr(self.trained_network().config, k) for k in NEW}
         settings = {**self.hparams, **sizes}
         card = teacher_card(settings, self.updates, metrics, self.data_conditions())
         dtype = getattr(torch, self.hparams["export_dtype"])

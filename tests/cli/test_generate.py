@@ -1,23 +1,41 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import shutil
 import sys
 
 import pytest
 import torch
 
 import idlm
-from idlm.cli import generate, main, shared
+from idlm import sampling
+from idlm.cli import evaluate, generate, generate_options, main, shared
 from idlm.errors import UserError
 from idlm.evaluation.cells import weights_revision
 from idlm.models import decode, load_tokenizer
+from idlm.paths import repo_dir
 from idlm.samples import read_samples
+from idlm.sampling import sharded
 from tests.tiny_models import LENGTH, Folders, make_models
+
+PAGE = (repo_dir() / "docs" / "generation.md").read_text(encoding="utf-8")
+LONG = "return the value of an object " * LENGTH
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def bare(folders, tmp_path_factory):
+    """The student without its tokenizer."""
+    folder = tmp_path_factory.mktemp("bare") / "student"
+    shutil.copytree(folders.student, folder, ignore=shutil.ignore_patterns("token*", "special*"))
+    return folder
 
 
 @pytest.fixture
@@ -87,7 +105,7 @@ def test_an_existing_file_is_replaced_only_by_a_complete_one(arguments, tmp_path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(idlm, "generate", interrupted, raising=False)
+        patch.setattr(sharded, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             generate.run([*arguments, "--output", str(path)])
     assert path.read_text() == "precious"
@@ -132,22 +150,207 @@ def test_half_precision_networks_generate_too(arguments, capsys):
     assert "2 samples of" in capsys.readouterr().err
 
 
+def written(path, *arguments):
+    generate.run([*arguments, "--output", str(path)])
+    return read_samples(path)
+
+
+def test_every_prompt_is_continued_as_often_as_asked(arguments, folders, tmp_path):
+    prompts = ["return the value", "raise"]
+    header, rows = written(
+        tmp_path / "s", *arguments, *[w for p in prompts for w in ("--prompt", p)]
+    )
+    assert header["given"] == "prompt"
+    assert header["num_samples"] == 4
+    assert [row["prompt"] for row in rows] == [prompts[0]] * 2 + [prompts[1]] * 2
+    tokenizer = load_tokenizer(folders.student)
+    for row in rows:
+        assert row["length"] == len(row["tokens"]) == LENGTH
+        assert tokenizer.decode(row["tokens"][: row["prompt_length"]]) == row["prompt"]
+    expected = idlm.generate(
+        idlm.load(folders.student), prompt=[prompts[0]] * 2 + [prompts[1]] * 2, steps=4, seed=3
+    )
+    assert [row["tokens"] for row in rows] == expected.tokens.tolist()
+
+
+def test_the_number_of_samples_is_four_or_one_of_each_prompt(arguments, tmp_path):
+    at = arguments.index("--num-samples")
+    bare = arguments[:at] + arguments[at + 2 :]
+    counts = [
+        len(written(tmp_path / "s", *bare, *extra)[1])
+        for extra in ([], ["--prompt", "the"], ["--prompt", "the", "--prompt", "in"], ["--watch"])
+    ]
+    assert counts == [4, 4, 2, 1]
+
+
+def test_prompts_come_from_files_too(arguments, folders, tmp_path):
+    tokenizer = load_tokenizer(folders.student)
+    ids = tokenizer.encode("return the")
+    (tmp_path / "p.txt").write_text("return the\n")
+    (tmp_path / "p.jsonl").write_text('"return the"\n\n{"prompt": "raise", "other": 1}\n')
+    (tmp_path / "ids.jsonl").write_text(f"{ids}\n")
+    rows = {
+        name: written(tmp_path / "s", *arguments, "--prompt-file", str(tmp_path / name))[1]
+        for name in ("p.txt", "p.jsonl", "ids.jsonl")
+    }
+    assert [row["prompt"] for row in rows["p.txt"]] == ["return the"] * 2
+    assert [row["prompt"] for row in rows["p.jsonl"]] == ["return the"] * 2 + ["raise"] * 2
+    assert [row["prompt"] for row in rows["ids.jsonl"]] == [ids] * 2
+    assert [row["tokens"] for row in rows["p.txt"]] == [row["tokens"] for row in rows["ids.jsonl"]]
+    assert rows["p.txt"][0]["prompt_length"] == rows["ids.jsonl"][0]["prompt_length"] == len(ids)
+
+
+def test_slots_are_written_and_the_text_around_them_is_kept(arguments, folders, tmp_path):
+    template = "return[MASK:5] value[MASK]"
+    tokenizer = load_tokenizer(folders.student)
+    before, after = tokenizer.encode("return"), tokenizer.encode(" value")
+    header, rows = written(tmp_path / "s", *arguments, "--infill", template)
+    assert header["given"] == "infill"
+    (tmp_path / "i.jsonl").write_text(json.dumps([*before, *[None] * 5, *after, None]))
+    _, same = written(tmp_path / "s", *arguments, "--infill-file", str(tmp_path / "i.jsonl"))
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in same]
+    for row in rows:
+        assert row["infill"] == template
+        assert row["length"] == len(row["tokens"]) == len(before) + 5 + len(after) + 1
+        assert row["tokens"][: len(before)] == before
+        assert row["tokens"][len(before) + 5 : -1] == after
+
+
+def test_infills_of_unequal_length_are_written_each_in_its_own(arguments, tmp_path):
+    _, rows = written(
+        tmp_path / "s", *arguments, "--infill", "return[MASK:9]", "--infill", "the[MASK]"
+    )
+    lengths = [row["length"] for row in rows]
+    assert lengths[0] == lengths[1] > 9 > lengths[2] == lengths[3]
+    assert [len(row["tokens"]) for row in rows] == lengths
+    assert "[MASK]" not in "".join(row["text"] for row in rows)
+
+
+def test_windows_and_stop_tokens_are_told_in_the_header(arguments, tmp_path):
+    header, rows = written(
+        tmp_path / "s", *arguments, "--length", str(3 * LENGTH), "--stride", "8", "--stop",
+        *map(str, range(150)), "--order", "confidence",
+    )  # fmt: skip
+    assert header["stride"] == 8
+    assert header["stop"] == list(range(150))
+    assert header["order"] == "confidence"
+    assert header["length"] == 3 * LENGTH  # what was asked for
+    for row in rows:
+        assert row["length"] == len(row["tokens"]) < 3 * LENGTH
+        assert [token < 150 for token in row["tokens"]] == [False] * (row["length"] - 1) + [True]
+    longer = written(tmp_path / "s", *arguments, "--length", "50", "--stride", "8")[1]
+    assert [len(row["tokens"]) for row in longer] == [50, 50]
+
+
+def test_a_model_without_tokenizer_writes_token_ids(arguments, folders, bare, tmp_path, capsys):
+    with_text = written(tmp_path / "s", *arguments)[1]
+    bare_arguments = [*arguments, "--checkpoint", str(bare), "--no-text"]
+    header, rows = written(tmp_path / "s", *bare_arguments)
+    assert header["decoded"] is False
+    assert [row["text"] for row in rows] == [None, None]
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in with_text]
+    capsys.readouterr()
+    generate.run([*bare_arguments, "--no-progress"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0::2] == ["--- sample 0", "--- sample 1"]
+    assert [list(map(int, line.split())) for line in lines[1::2]] == [r["tokens"] for r in rows]
+
+
+def test_a_tokenizer_can_be_named(arguments, folders, bare, tmp_path):
+    named = ["--checkpoint", str(bare), "--tokenizer", str(folders.student)]
+    header, rows = written(tmp_path / "s", *arguments, *named)
+    assert header["tokenizer"] == str(folders.student)
+    assert [row["text"] for row in rows] == [
+        row["text"] for row in written(tmp_path / "s", *arguments)[1]
+    ]
+
+
+def test_samples_without_text_are_measured_on_their_tokens_or_refused_in_a_sentence(
+    arguments, folders, tmp_path, capsys
+):
+    path = tmp_path / "samples.jsonl"
+    written(path, *arguments, "--no-text")
+    command = ["--samples", str(path), "--evaluator", str(folders.evaluator), "--device", "cpu"]
+    with pytest.raises(UserError, match=r"holds tokens without text.*with --no-retokenize"):
+        evaluate.run(command)
+    evaluate.run([*command, "--no-retokenize"])
+    assert "GenPPL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("extra", "largest"), [([], 4), (["--batch-size", "3"], 3)])
+def test_no_more_samples_are_in_flight_than_fit(arguments, tmp_path, monkeypatch, extra, largest):
+    sizes = []
+    real = idlm.load
+
+    def load(*args, **kwargs):
+        model = real(*args, **kwargs)
+        model.backbone.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(idlm, "load", load, raising=False)
+    monkeypatch.setattr(sys.modules["idlm.sampling.generate"], "_TOKENS_PER_BATCH", 4 * LENGTH)
+    _, rows = written(tmp_path / "s", *arguments, "--num-samples", "10", *extra)
+    assert len(rows) == 10
+    assert max(sizes) == largest
+
+
+def test_the_orders_of_the_option_are_those_of_the_sampler():
+    assert set(generate_options.ORDERS) == set(sampling.ORDERS)
+
+
+MISTAKES = [
+    (["--steps", "0"], "steps is 0; it must be at least 1"),
+    (["--num-samples", "-1"], "num_samples is -1"),
+    (["--num-samples", "0", "--prompt", "return"], "num_samples is 0"),
+    (["--length", "0"], "length is 0; it must be at least 1"),
+    (["--length", "4096"], f"length is 4096 but the model was trained on {LENGTH} tokens"),
+    (["--temperature", "0"], "temperature is 0.0"),
+    (["--temperature", "nan"], "temperature is nan"),
+    (["--top-p", "1.5"], "top_p is 1.5; it must be in (0, 1]"),
+    (["--top-p", "0"], "top_p is 0.0; it must be in (0, 1]"),
+    (["--top-p", "nan"], "top_p is nan"),
+    (["--batch-size", "0"], "batch_size is 0"),
+    (["--stride", "0"], "stride is 0"),
+    (["--stride", "4096", "--length", "9000"], "stride is 4096 but the model was trained on"),
+    (["--order", "alphabetical"], "argument --order: invalid choice: 'alphabetical'"),
+    (["--device", "gpu"], "device 'gpu' is unknown; use cpu, cuda or cuda:N"),
+    (["--device", "mps"], "device 'mps' is not supported; use cpu, cuda or cuda:N"),
+    (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    (["--dtype", "int8"], "argument --dtype: invalid choice"),
+    (["--stepps", "4"], "unrecognized arguments: --stepps 4"),
+    (["--checkpoint", "./nowhere"], "checkpoint './nowhere' is not a folder"),
+    (["--tokenizer", "./nowhere"], "'./nowhere' is not a folder"),
+    (["--raw"], "has no raw weights"),
+    (["--prompt", LONG], f"tokens and length is {LENGTH}, which counts the prompt in"),
+    (["--prompt", "return the", "--length", "2"], "tokens and length is 2"),
+    (["--prompt", "a", "--prompt", LONG], "prompt 1 has "),
+    (["--prompt", ""], "--prompt is empty; give some text, or leave it out"),
+    (["--prompt", "a", "--prompt", ""], "--prompt is empty (number 1)"),
+    (["--prompt", "two", "words", "--steps", "2"], "unrecognized arguments: words"),
+    (["--prompt-file", "./nowhere.txt"], "--prompt-file ./nowhere.txt cannot be read"),
+    (["--prompt", "a", "--infill", "b[MASK]"], "--infill: not allowed with argument --prompt"),
+    (["--prompt", "a", "--prompt-file", "b"], "--prompt-file: not allowed with argument --prompt"),
+    (["--infill", ""], "--infill is empty"),
+    (["--infill", "no slot"], "infill 0 has nothing to write; mark it by [MASK]"),
+    (["--infill", "a[MASK:0]"], "the slot '[MASK:0]'"),
+    (["--infill", "a[MASK:many]"], "the slot '[MASK:many]'"),
+    (["--infill", f"a[MASK:{LENGTH}]"], f"the model was trained on {LENGTH} tokens"),
+    (["--infill", "a[MASK]", "--length", "9"], "an infill is as long as its text and slots"),
+    (["--infill", "a[MASK]", "--stop", "eos"], "an infill has its own end"),
+    (["--stop", "end"], "--stop is end; give eos, or token ids such as 0 50256"),
+    (["--stop", "-1"], "--stop is -1; give eos, or token ids"),
+    (["--stop", "4096"], "4096"),
+    (["--watch-delay", "1"], "add --watch"),
+    (["--watch", "--watch-delay", "-1"], "--watch-delay is -1.0; give seconds, 0 or more"),
+    (["--watch", "--watch-delay", "inf"], "--watch-delay is inf"),
+    (["--watch", "--progress"], "--watch and --progress draw on the same lines"),
+    (["--watch", "--no-text"], "--watch shows text and --no-text asks for none"),
+    (["--no-text", "--tokenizer", "x"], "--tokenizer has nothing to do with --no-text"),
+]
+
+
 @pytest.mark.parametrize(
-    ("extra", "sentence"),
-    [
-        (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--num-samples", "-1"], "num_samples is -1"),
-        (["--length", "4096"], f"length is 4096 but the model was trained on {LENGTH} tokens"),
-        (["--temperature", "0"], "temperature is 0.0"),
-        (["--top-p", "1.5"], "top_p is 1.5"),
-        (["--batch-size", "0"], "batch_size is 0"),
-        (["--device", "gpu"], "device 'gpu' is unknown; use cpu, cuda or cuda:N"),
-        (["--device", "mps"], "device 'mps' is not supported; use cpu, cuda or cuda:N"),
-        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
-        (["--dtype", "int8"], "argument --dtype: invalid choice"),
-        (["--stepps", "4"], "unrecognized arguments: --stepps 4"),
-        (["--checkpoint", "./nowhere"], "checkpoint './nowhere' is not a folder"),
-    ],
+    ("extra", "sentence"), MISTAKES, ids=[" ".join(m[0])[:40] for m in MISTAKES]
 )
 def test_a_mistake_is_one_sentence_and_exit_2(arguments, extra, sentence, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -158,6 +361,51 @@ def test_a_mistake_is_one_sentence_and_exit_2(arguments, extra, sentence, capsys
     assert err.startswith("idlm: error: ")
     assert err.count("\n") == 1
     assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("p.txt", b"\n", "is empty; give some text"),
+        ("p.txt", b"\xff\xfe", "is not UTF-8 (byte 0)"),
+        ("p.jsonl", b"\n\n", "is empty; give one prompt a line"),
+        ("p.jsonl", b'"a"\n{"prompt": "b"', "line 2 is not JSON"),
+        ("p.jsonl", b'"a"\n\n{"text": "b"}', "line 3 holds no prompt; give a string, a list of"),
+        ("p.jsonl", b"[1, 2.5]", "line 1 holds no prompt"),
+        ("p.jsonl", b"[1, null]", "line 1 holds no prompt"),
+        ("p.jsonl", b"[1, true]", "line 1 holds no prompt"),
+        ("p.jsonl", b'"a"\n[1, 2]', "mixes text and token ids"),
+        ("p.jsonl", b"[1, 4096]", "4096"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_one_sentence(arguments, name, content, sentence, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        generate.run([*arguments, "--prompt-file", str(path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_tokenizer_is_one_sentence_that_says_what_to_do(
+    arguments, bare, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["generate", *arguments, "--checkpoint", str(bare)])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "has no tokenizer.json" in err
+    assert "name one with --tokenizer, or ask for token ids alone with --no-text" in err
+    assert err.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_model_is_refused(arguments, folders, tmp_path):
+    larger = tmp_path / "larger"
+    shutil.copytree(folders.student, larger)
+    tokenizer = load_tokenizer(folders.student)
+    tokenizer.add_tokens(["zyx", "xyz", "yzx"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"the tokenizer of .* has 303 tokens"):
+        generate.run([*arguments, "--tokenizer", str(tmp_path / "tokenizer")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
@@ -192,6 +440,70 @@ def test_a_bundled_model_that_is_not_there_is_one_sentence(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"the bundled model 'python-docs-student-16step' is not"):
         generate.run([])
+
+
+def test_only_the_main_process_tells_what_all_processes_know(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, spoken in (("0", "idlm: error: argument --steps"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            main.main(["generate", "--steps", "many"])
+        assert stop.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith(spoken)
+        assert bool(err) == bool(spoken)
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "1"}, 1),
+        ({"WORLD_SIZE": "8"}, 8),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, 3),
+    ],
+)
+def test_launchers_are_recognised_by_their_environment(monkeypatch, environment, count):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert shared.launched_processes() == count
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_the_callback_of_the_page_runs():
+    (example,) = blocks("python")
+    names = {}
+    exec(example, names)
+    assert [frame["step"] for frame in names["recording"]] == list(range(8))
+    assert "[MASK]" in names["recording"][0]["text"]
+
+
+def test_the_commands_of_the_page_are_understood():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        args, _ = generate_options.parse(words[words.index("generate") + 1 :])
+        assert args.num_samples >= 1
+
+
+def test_the_page_names_every_option_and_every_key_of_the_file(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        generate.run(["--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    # these say all there is to say in their line of --help
+    options -= {"--help", "--checkpoint", "--revision", "--raw", "--seed", "--output"}
+    options -= {"--progress", "--no-progress"}
+    assert {option for option in options if option not in PAGE} == set()
+    keys = set()
+    for extra in (["--prompt", "the", "--stop", "0"], ["--infill", "the[MASK]"]):
+        header, rows = written(tmp_path / "s", *arguments, *extra)
+        keys |= {*header, *rows[0]}
+    assert {key for key in keys if f"`{key}`" not in PAGE} == set()
 
 
 def test_the_help_is_exit_0_and_needs_no_torch(capsys, monkeypatch):

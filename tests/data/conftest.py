@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from idlm.data import PackedDataModule
-from idlm.data.tokenizer import load_tokenizer, train_bpe
+from idlm.data.tokenizer import train_bpe
+from idlm.models import load_tokenizer
 
 WORDS = [
     "the",

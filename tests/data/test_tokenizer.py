@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from idlm.data.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_hash, train_bpe
+from idlm.data.tokenizer import END_OF_TEXT, tokenizer_hash, train_bpe
 from idlm.errors import UserError
+from idlm.models import load_tokenizer
 
 Sentences = Callable[..., list[str]]
 
@@ -55,13 +56,3 @@ def test_a_failed_training_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_vocabulary_without_room_for_merges_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vocab_size=257 leaves no room for merges.*try 4096"):
         train_bpe(["a"], 257, tmp_path / "bpe")
-
-
-def test_a_tokenizer_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no tokenizer could be loaded from '.*none'.*tokenizer"):
-        load_tokenizer(tmp_path / "none")
-
-
-def test_a_tokenizer_out_of_reach_is_refused_without_retries() -> None:
-    with pytest.raises(UserError, match=r"loaded from 'nobody/nothing'.*tokenizer PATH"):
-        load_tokenizer("nobody/nothing")

@@ -59,12 +59,25 @@ def test_two_seeds_give_two_rows_and_their_mean_with_all_conditions(
         assert expected in printed
 
 
-def test_files_of_different_steps_are_not_averaged(
-    tmp_path: Path, judge_folder: Path, tokenizer: Any
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"steps": 8},
+        {"order": "confidence"},
+        {"stride": 4},
+        {"stop": "eos"},
+        {"given": "prompt"},
+        {"raw": True},
+        {"network_dtype": "bfloat16"},
+    ],
+    ids=lambda condition: next(iter(condition)),
+)
+def test_files_made_under_different_conditions_are_not_averaged(
+    condition: dict[str, Any], tmp_path: Path, judge_folder: Path, tokenizer: Any
 ) -> None:
     files = [
-        samples_file(tmp_path / f"{steps}.jsonl", ["hello"], tokenizer, steps=steps)
-        for steps in (4, 8)
+        samples_file(tmp_path / f"{number}.jsonl", ["hello"], tokenizer, **changed)
+        for number, changed in enumerate(({}, condition))
     ]
     found = evaluated(tmp_path, "--samples", *files, "--evaluator", str(judge_folder))
     assert found["summary"] == []

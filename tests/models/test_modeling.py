@@ -133,6 +133,30 @@ def test_noise_per_position_enters_at_masked_positions_only(make: Make) -> None:
     assert not torch.equal(generator(one, latent=Latent(None, moved)).logits, base)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "vector", "position", "told"),
+    [
+        ((5, 3), None, (2, 12, 3), r"latent.vector has shape None, .* takes \(2, 5\)"),
+        ((5, 3), (2, 5), None, r"latent.position has shape None, .* takes \(2, 12, 3\)"),
+        ((5, 0), (2, 5), (2, 12, 3), r"latent.position has shape .* takes None"),
+        ((5, 0), (1, 5), None, r"latent.vector has shape \(1, 5\), .* takes \(2, 5\)"),
+        ((0, 0), (2, 5), None, r"latent.vector has shape \(2, 5\), .* takes None"),
+    ],
+)
+def test_a_latent_of_other_parts_or_sizes_is_refused(
+    make: Make,
+    tokens: Tensor,
+    sizes: tuple[int, int],
+    vector: tuple[int, ...] | None,
+    position: tuple[int, ...] | None,
+    told: str,
+) -> None:
+    generator = make().with_latent(latent_global=sizes[0], latent_position=sizes[1])
+    parts = (None if shape is None else torch.zeros(shape) for shape in (vector, position))
+    with pytest.raises(UserError, match=told):
+        generator.features(tokens, latent=Latent(*parts))
+
+
 def test_the_global_vector_reaches_every_position(make: Make, tokens: Tensor) -> None:
     generator = awake(make(), latent_global=5, latent_position=0)
     difference = (generator(tokens).logits - generator(tokens).logits).abs().amax(-1)

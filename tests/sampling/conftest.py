@@ -15,8 +15,8 @@ Make = Callable[..., DiffusionLM]
 
 @pytest.fixture
 def make() -> Make:
-    def build(**changes: Any) -> DiffusionLM:
-        torch.manual_seed(0)
+    def build(*, seed: int = 0, **changes: Any) -> DiffusionLM:
+        torch.manual_seed(seed)
         sizes = {
             "vocab_size": 13,
             "model_length": 16,

@@ -1,10 +1,10 @@
-"""The sampler's distribution equals the published ancestral kernel, state by state."""
+"""The ancestral sampler step by step: times, noise, calls, states; its law has its own file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,129 +13,14 @@ from torch import Tensor
 import idlm
 from idlm.models import DiffusionLM
 from idlm.processes import Absorbing
-from idlm.sampling import StepState
+from idlm.sampling import ORDERS, StepState, ancestral
+from idlm.sampling.categorical import nucleus
 
 Make = Callable[..., DiffusionLM]
-LENGTH, MASK = 3, 2
-STATES = list(product(range(3), repeat=LENGTH))  # two tokens and the mask
-
-
-def chi_square_limit(freedom: int) -> float:
-    """The level 1e-4 of chi-square (Wilson and Hilferty; within 1 per cent from 1 degree up)."""
-    return freedom * (1 - 2 / (9 * freedom) + 3.719 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
 def alpha(t: float) -> float:
     return 1.0 - 0.999 * t
-
-
-@torch.no_grad()
-def enumerate_kernel(
-    model: DiffusionLM, steps: int, temperature: float = 1.0, top_p: float = 1.0
-) -> list[Tensor]:
-    """Probability of each of the 27 states after each step of the published update.
-
-    A masked position stays masked with (1 - alpha_s)/(1 - alpha_t) and otherwise takes a token
-    from p_theta, independently per position; visible positions stay (methods A.7).
-    """
-    states = torch.tensor(STATES)
-    now = torch.zeros(27, dtype=torch.float64)
-    now[STATES.index((MASK,) * LENGTH)] = 1.0
-    after = []
-    for i in range(steps):
-        t, s = 1.0 - i / steps, 1.0 - (i + 1) / steps
-        sigma = torch.full((27,), -math.log(alpha(t)), dtype=torch.float64)
-        logits = model(states, timesteps=sigma).logits
-        p = torch.softmax(logits[..., :MASK] / temperature, -1)
-        if top_p < 1.0:  # two tokens: the better one alone, once it reaches top_p
-            best = p.amax(-1, keepdim=True)
-            p = torch.where(best >= top_p, (p == best).double(), p)
-        stay = (1.0 - alpha(s)) / (1.0 - alpha(t))
-        following = torch.zeros_like(now)
-        for a, b in product(range(27), range(27)):
-            chance = float(now[a])
-            for position, (old, new) in enumerate(zip(STATES[a], STATES[b], strict=True)):
-                if old != MASK:
-                    chance *= float(old == new)
-                elif new == MASK:
-                    chance *= stay
-                else:
-                    chance *= (1.0 - stay) * float(p[a, position, new])
-            following[b] += chance
-        now = following
-        after.append(now)
-    return after
-
-
-def observe(model: DiffusionLM, steps: int, n: int, **settings: float) -> list[Tensor]:
-    """How often each of the 27 states was seen after each step, and at the end."""
-    counts = [torch.zeros(27, dtype=torch.float64) for _ in range(steps)]
-    digits = torch.tensor([9, 3, 1])
-
-    def count(state: StepState) -> None:
-        counts[state.step] += torch.bincount((state.tokens * digits).sum(-1), minlength=27)
-
-    out = idlm.generate(model, n, LENGTH, steps, seed=11, callback=count, **settings)
-    final = torch.bincount((out.tokens * digits).sum(-1), minlength=27)
-    assert torch.equal(final.double(), counts[-1])
-    return counts
-
-
-def tiny(make: Make, **changes: object) -> DiffusionLM:
-    model = make(vocab_size=3, model_length=LENGTH, **changes).double()
-    bias = model.backbone.output_layer.linear.bias
-    with torch.no_grad():
-        # undecided at the start, so that many final states are likely
-        start = torch.full((1, LENGTH), MASK)
-        bias -= model(start, timesteps=torch.ones(1)).logits[0].mean(0)
-        bias[MASK] += 5.0  # a network that would love to answer with the mask
-    return model
-
-
-@pytest.mark.parametrize(
-    ("steps", "conditioned", "settings"),
-    [
-        (1, False, {}),
-        (2, True, {}),
-        (4, False, {}),
-        (2, False, {"temperature": 0.6}),
-        (2, False, {"temperature": 1.5, "top_p": 0.7}),
-    ],
-)
-def test_the_distribution_over_states_equals_exact_enumeration(
-    make: Make, steps: int, conditioned: bool, settings: dict[str, float]
-) -> None:
-    model = tiny(make, time_conditioning=conditioned)
-    n = 12_000
-    for step, (expected, seen) in enumerate(
-        zip(
-            enumerate_kernel(model, steps, **settings),
-            observe(model, steps, n, **settings),
-            strict=True,
-        )
-    ):
-        assert float(expected.sum()) == pytest.approx(1.0, abs=1e-12)
-        assert not bool(seen[expected == 0].any()), f"impossible states after step {step}"
-        often = expected * n >= 5  # the rest forms one cell, as the test of chi-square asks
-        cells, counts = [*(expected[often] * n)], [*seen[often]]
-        rest = expected[~often].sum() * n
-        if float(rest) >= 5:
-            cells, counts = [*cells, rest], [*counts, seen[~often].sum()]
-        statistic = sum(float((c - e) ** 2 / e) for c, e in zip(counts, cells, strict=True))
-        assert statistic < chi_square_limit(len(cells) - 1), f"after step {step}"
-
-
-def test_the_enumerated_denoiser_depends_on_its_context(make: Make) -> None:
-    """Otherwise the test above would pass for a sampler that shows the network a wrong state."""
-    model = tiny(make)
-    states = torch.tensor(STATES)
-    with torch.no_grad():
-        p = model.process.log_probs(model(states).logits, states).exp()[:, 0, 0]
-    masked_first = states[:, 0] == MASK
-    assert float(p[masked_first].max() - p[masked_first].min()) > 0.2
-    one, four = enumerate_kernel(model, 1)[-1], enumerate_kernel(model, 4)[-1]
-    assert float((one - four).abs().max()) > 0.01
-    assert int((four > 0.01).sum()) >= 5  # of eight: several cells to compare
 
 
 def test_each_step_shows_the_network_its_own_time(make: Make) -> None:
@@ -191,3 +76,74 @@ def test_the_number_of_tokens_per_step_follows_the_schedule(make: Make) -> None:
     share = ends.diff() / (1 - ends[0])
     bound = 4 * torch.sqrt(share * (1 - share) / (n * 64))  # four standard deviations
     assert bool(((shown.double() / (n * 64) - share).abs() < bound).all())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_head_runs_where_tokens_are_revealed_and_on_nothing_given(
+    make: Make, order: str
+) -> None:
+    model = make()
+    rows: list[int] = []
+    head = model.backbone.output_layer.linear
+    head.register_forward_hook(lambda _, args, out: rows.append(out.numel() // 13))
+    idlm.generate(model, 3, 16, 4, seed=0, prompt=[1, 2, 3, 4], order=order)
+    drawn = 3 * 12  # each open position once
+    ranked = 0 if order == "random" else 3 * (12 + 9 + 6 + 3)  # every masked one in each step
+    assert sum(rows) == drawn + ranked
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_head_in_small_pieces_gives_the_same_tokens(
+    make: Make, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    model = make().double()  # pieces of other sizes may round otherwise
+    settings: dict[str, Any] = {"seed": 0, "order": order, "top_p": 0.9, "probabilities": True}
+    seen: list[StepState] = []
+    whole = idlm.generate(model, 3, 16, 3, callback=seen.append, **settings).tokens
+    largest: list[int] = []
+    head = model.backbone.output_layer.linear
+    head.register_forward_hook(lambda _, args, out: largest.append(out.numel()))
+    monkeypatch.setattr(ancestral, "_ENTRIES", 40)
+    pieces = idlm.generate(model, 3, 16, 3, callback=seen.append, **settings).tokens
+    assert max(largest) <= 40
+    assert torch.equal(pieces, whole)
+    for one, other in zip(seen[:3], seen[3:], strict=True):
+        assert one.probabilities is not None
+        torch.testing.assert_close(one.probabilities, other.probabilities, atol=1e-12, rtol=0)
+
+
+def test_the_callback_gets_the_distributions_that_tokens_were_drawn_from(make: Make) -> None:
+    model = make().double()
+    mask = model.process.mask_id
+    states: list[StepState] = []
+    settings: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8}
+    idlm.generate(model, 2, 16, 30, seed=1, callback=states.append, probabilities=True, **settings)
+    before = torch.full((2, 16), mask)
+    assert any(not bool(state.revealed.any()) for state in states)
+    for state in states:
+        assert state.probabilities is not None
+        assert state.probabilities.shape == (int(state.revealed.sum()), 13)
+        assert state.probabilities.dtype == torch.float64
+        with torch.no_grad():
+            log_p = model.process.log_probs(model(before).logits, before)[state.revealed]
+        log_p[:, mask] = -torch.inf
+        expected = nucleus(torch.log_softmax(log_p / 0.7, -1), 0.8).exp()
+        torch.testing.assert_close(state.probabilities, expected, atol=1e-9, rtol=0)
+        drawn = state.tokens[state.revealed]
+        assert bool((state.probabilities.gather(1, drawn[:, None]) > 0).all())
+        before = state.tokens
+
+
+def test_without_being_asked_the_callback_gets_no_probabilities(make: Make) -> None:
+    states: list[StepState] = []
+    idlm.generate(make(), 2, 16, 3, seed=0, callback=states.append)
+    assert [state.probabilities for state in states] == [None] * 3
+
+
+def test_the_callback_knows_which_samples_it_sees(make: Make) -> None:
+    states: list[StepState] = []
+    out = idlm.generate(
+        make(), 5, 16, 2, seed=0, batch_size=3, first_index=7, callback=states.append
+    )
+    assert [state.sample.tolist() for state in states] == [[7, 8, 9]] * 2 + [[10, 11]] * 2
+    assert torch.equal(torch.cat([states[1].tokens, states[3].tokens]), out.tokens)

@@ -1,25 +1,17 @@
-"""``idlm.generate``: its cost counted on the network, its seeds, and what it refuses."""
+"""``idlm.generate``: its cost counted on the network, its seeds and its output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 
 import idlm
-from idlm.errors import UserError
 from idlm.models import DiffusionLM
+from tests.sampling.helpers import count_calls, loud
 
 Make = Callable[..., DiffusionLM]
-
-
-def count_calls(model: DiffusionLM) -> list[int]:
-    """Filled with the batch size of every call of the network, hooked on the network itself."""
-    calls: list[int] = []
-    model.backbone.register_forward_hook(lambda _, args, out: calls.append(out.shape[0]))
-    return calls
 
 
 def test_1024_tokens_take_16_network_calls(make: Make) -> None:
@@ -56,7 +48,7 @@ def test_a_row_without_a_new_token_is_not_computed(make: Make) -> None:
 
 
 def test_a_sample_depends_on_seed_and_number_not_on_its_batch(make: Make) -> None:
-    model = make().with_latent(latent_global=2, latent_position=2)
+    model = loud(make())
     whole = idlm.generate(model, 7, 16, 5, seed=4).tokens
     for batch_size in (1, 3):
         assert torch.equal(
@@ -78,6 +70,7 @@ def test_the_output_holds_clean_tokens_on_the_cpu(make: Make) -> None:
     assert int(out.tokens.max()) < 12
     assert out.seconds > 0
     assert out.seed == 0
+    assert out.lengths.tolist() == [16] * 5
 
 
 @pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-12])
@@ -136,29 +129,3 @@ def test_a_progress_bar_appears_only_when_asked_for(
     shown = idlm.generate(model, 2, 16, 3, seed=0, progress=True, batch_size=1)
     assert "6/6" in capsys.readouterr().out  # two batches of three steps
     assert torch.equal(shown.tokens, plain.tokens)
-
-
-@pytest.mark.parametrize(
-    ("request_", "sentence"),
-    [
-        ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"length": 0}, "length is 0; it must be at least 1"),
-        ({"length": 17}, "length is 17 but the model was trained on 16 tokens; ask for 16 or few"),
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1, or left out"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0 and finite"),
-        ({"temperature": float("inf")}, "temperature is inf; it must be above 0 and finite"),
-        ({"temperature": float("nan")}, "temperature is nan; it must be above 0 and finite"),
-        ({"top_p": 0.0}, r"top_p is 0.0; it must be in \(0, 1\]"),
-        ({"top_p": 1.01}, r"top_p is 1.01; it must be in \(0, 1\]"),
-        ({"top_p": float("nan")}, r"top_p is nan; it must be in \(0, 1\]"),
-    ],
-)
-def test_an_impossible_request_is_refused_before_any_work(
-    make: Make, request_: dict[str, Any], sentence: str
-) -> None:
-    model = make()
-    calls = count_calls(model)
-    with pytest.raises(UserError, match=sentence):
-        idlm.generate(model, **request_)
-    assert calls == []

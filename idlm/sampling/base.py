@@ -1,0 +1,96 @@
+"""What every sampler takes and what a step callback sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from idlm.models.modeling import DiffusionLM
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a step callback sees, after the step.
+
+    Attributes:
+        step: number of the step within its window, from 0.
+        steps: how many steps a window has.
+        tokens: states ``[B, L]`` of the rows being written, clamped tokens included; the mask id
+            where a position is still masked.
+        revealed: positions revealed in this step, bool ``[B, L]``.
+        nfe: network calls of this batch so far.
+        sample: running numbers of the rows, int64 ``[B]``.
+        probabilities: the distributions that the tokens of ``revealed.nonzero()`` were drawn from,
+            after temperature and nucleus, float64 ``[R, V]``; ``None`` unless asked for.
+        window: number of the semi-autoregressive window, 0 without windows.
+    """
+
+    step: int
+    steps: int
+    tokens: Tensor
+    revealed: Tensor
+    nfe: int
+    sample: Tensor
+    probabilities: Tensor | None = None
+    window: int = 0
+
+
+Callback = Callable[[StepState], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample, the same for every row.
+
+    Attributes:
+        steps: N, network calls per window at most.
+        seed: of the whole call.
+        temperature: divides the logits of the clean-token prediction.
+        top_p: nucleus of the clean-token prediction, after the temperature.
+        order: which positions reveal first, a name of :data:`idlm.sampling.orders.ORDERS`.
+        probabilities: whether callbacks get the distributions that tokens were drawn from.
+    """
+
+    steps: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    order: str = RANDOM
+    probabilities: bool = False
+
+
+class Sampler(Protocol):
+    """Writes the open positions of a batch; the seam between a process and ``generate``."""
+
+    def __call__(
+        self,
+        model: DiffusionLM,
+        tokens: Tensor,
+        write: Tensor,
+        sample: Tensor,
+        settings: Settings,
+        *,
+        window: int = 0,
+        callback: Callback | None = None,
+    ) -> tuple[Tensor, int]:
+        """Sample clean tokens where ``write`` is True and leave the others as they are.
+
+        Args:
+            model: in eval mode.
+            tokens: int64 ``[B, L]`` on the model's device; ignored where ``write`` is True.
+            write: bool ``[B, L]``.
+            sample: running numbers of the rows, int64 ``[B]``. Every random number depends on
+                (seed, step, sample) alone, so that a row does not depend on its batch.
+            settings: steps, seed, temperature, nucleus and order.
+            window: its step i draws the random numbers of step ``window * steps + i``.
+            callback: called after every step.
+
+        Returns:
+            Clean tokens int64 ``[B, L]``, and the number of network calls made.
+        """
+        ...
