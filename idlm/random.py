@@ -34,6 +34,8 @@ class Stream(IntEnum):
     REVEAL = 8
     DROPOUT = 9
     LATENT_MIX = 10
+    RELAX = 11
+    RELAX_RENOISE = 12
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
@@ -108,6 +110,24 @@ def normal(
     radius = torch.sqrt(-2.0 * torch.log((w0.to(torch.float64) + 1.0) / 4294967296.0))
     angle = (2.0 * math.pi / 4294967296.0) * w1.to(torch.float64)
     value = radius * torch.cos(angle)
+    return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
+
+
+def dense_normal(
+    *shape: int, sample: Tensor, seed: int, step: int, stream: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Standard normal numbers for large blocks: both halves of two Box-Muller pairs per counter.
+
+    Four numbers where :func:`normal` makes one, so other numbers than its own; arguments alike.
+    """
+    items = math.prod(shape)
+    words = _words((-(-items // 4),), sample, seed, step, stream)
+    pairs = []
+    for first, second in (words[:2], words[2:]):
+        radius = torch.sqrt(-2.0 * torch.log((first.to(torch.float64) + 1.0) / 4294967296.0))
+        angle = (2.0 * math.pi / 4294967296.0) * second.to(torch.float64)
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    value = torch.stack(pairs, -1).flatten(1)[:, :items]
     return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
 
 

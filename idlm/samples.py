@@ -46,24 +46,36 @@ def write_samples(
 def replace_file(path: str | Path, pieces: Iterable[str]) -> Path:
     """Write text piece by piece; the file appears under its name only when complete.
 
+    A device or pipe, such as /dev/stdout, is written to as it is: a file in its place would take
+    it away from everyone. A link stays, and what it points to is replaced.
+
     Raises:
         UserError: if it cannot be written.
     """
     path = Path(path)
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with open(path, "w", encoding="utf-8") as file:
+                file.writelines(pieces)
+        else:
+            _replace(path.resolve(), pieces)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): name a file in a folder you may write to"
+        ) from error
+    return path
+
+
+def _replace(path: Path, pieces: Iterable[str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(pieces)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): name a file in a folder you may write to"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return path
 
 
 def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from idlm.random import Stream, normal, permutation, philox, uniform
+from idlm.random import Stream, dense_normal, normal, permutation, philox, uniform
 
 # Philox4x32-10 in Random123's kat_vectors: counter, key, four words.
 KNOWN = [
@@ -72,8 +72,9 @@ def test_uniforms_are_uniform() -> None:
     assert abs(float(u.var()) - 1 / 12) < 4 * math.sqrt(1 / 180 / n)
 
 
-def test_normals_are_normal() -> None:
-    x = normal(400, sample=torch.arange(500), **KEYS)
+@pytest.mark.parametrize("function", [normal, dense_normal])
+def test_normals_are_normal(function: Callable[..., Tensor]) -> None:
+    x = function(400, sample=torch.arange(500), **KEYS)
     assert x.dtype == torch.float32
     x = x.double()
     n = x.numel()
@@ -85,7 +86,22 @@ def test_normals_are_normal() -> None:
     assert kolmogorov_smirnov(0.5 * (1 + torch.erf(x / math.sqrt(2)))) < 1.95  # level 1e-3
 
 
-@pytest.mark.parametrize("function", [uniform, normal])
+def test_the_four_normals_of_one_counter_are_independent() -> None:
+    x = dense_normal(400, sample=torch.arange(500), **KEYS).double().reshape(-1, 4)
+    bound = 4.5 / math.sqrt(len(x))  # of twelve correlations, in deviations
+    for i, j in product(range(4), range(4)):
+        if i < j:
+            assert abs(correlation(x[:, i], x[:, j])) < bound
+            assert abs(correlation(x[:, i] ** 2, x[:, j] ** 2)) < bound
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, 4, 5, 9])
+def test_a_block_of_any_size_is_the_beginning_of_a_longer_one(items: int) -> None:
+    whole = dense_normal(12, sample=torch.arange(3), **KEYS)
+    assert torch.equal(dense_normal(items, sample=torch.arange(3), **KEYS), whole[:, :items])
+
+
+@pytest.mark.parametrize("function", [uniform, normal, dense_normal])
 def test_a_samples_numbers_do_not_depend_on_its_batch(function: Callable[..., Tensor]) -> None:
     whole = function(3, 2, sample=torch.arange(10), **KEYS)
     assert whole.shape == (10, 3, 2)

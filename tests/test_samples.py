@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,29 @@ def test_a_text_that_the_header_does_not_announce_is_not_written(
     with pytest.raises(ValueError, match=r"sample 0 has a str as text.*decoded: False"):
         write_samples(tmp_path / "s.jsonl", {**header, "decoded": False}, ROWS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_samples(pipe, HEADER, ROWS)
+        assert len(os.read(reader, 1 << 16).decode().split("\n")) == 4
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "s.jsonl"
+    link.symlink_to(tmp_path / "real" / "s.jsonl")
+    for rows in (ROWS, ROWS[:1]):
+        write_samples(link, HEADER, rows)
+        assert link.is_symlink()
+        assert read_samples(tmp_path / "real" / "s.jsonl") == (HEADER, rows)
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_refused(tmp_path: Path) -> None:

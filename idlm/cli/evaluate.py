@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from idlm.metrics.report import SampleSet
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; type `idlm evaluate --help` for the options")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="idlm evaluate", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="idlm evaluate", description=__doc__, allow_abbrev=False)
     source = parser.add_argument_group("what is measured (one of --samples and --checkpoint)")
     source.add_argument("--samples", nargs="+", metavar="FILE", help="samples.jsonl files")
     source.add_argument("--checkpoint", nargs="+", metavar="X", help="generate with these first")
@@ -32,9 +27,15 @@ def _parser() -> argparse.ArgumentParser:
         help="held-out text to measure beside: a .txt or .jsonl file or folder, "
         "or a corpus such as python_docs (its validation split)",
     )
-    source.add_argument("--tokenizer", help="tokenises the reference; the checkpoint's by default")
+    source.add_argument(
+        "--tokenizer",
+        help="of samples and reference, folder or hub id; the checkpoint's by default",
+    )
     made = parser.add_argument_group("generation, with --checkpoint")
     made.add_argument("--revision", help="hub revision of the checkpoint")
+    made.add_argument(
+        "--raw", action="store_true", help="of a Lightning file the raw weights, not their average"
+    )
     made.add_argument("--steps", nargs="+", type=int, default=[16])
     made.add_argument("--num-samples", type=int, default=16)
     made.add_argument("--length", type=int, help="tokens; the model's context by default")
@@ -112,6 +113,8 @@ def run(argv: list[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.raw and not args.checkpoint:
+        raise UserError("--raw chooses weights of --checkpoint, and there is none; leave it out")
     if bool(args.samples) == bool(args.checkpoint):
         raise UserError(
             "give either --samples FILE... (from `idlm generate`) or --checkpoint X to generate "
@@ -123,17 +126,8 @@ def _check(args: argparse.Namespace) -> None:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option} is {value}: it must be {low} or more")
     for option, path in (("--output", args.output), ("--save-samples", args.save_samples)):
-        folder = option == "--save-samples"
-        if path is not None and not _can_be_made(Path(path).absolute(), folder=folder):
-            raise UserError(f"{option} {path} cannot be written: name a place you may write to")
-
-
-def _can_be_made(path: Path, *, folder: bool) -> bool:
-    """Whether a file or folder can be put there, asked before hours of work and not after."""
-    if path.exists() and path.is_dir() != folder:
-        return False
-    there = next(p for p in (path, *path.parents) if p.exists())
-    return os.access(there, os.W_OK) and (there.is_dir() or there == path)
+        if path is not None:
+            check_writable(option, path, folder=option == "--save-samples")
 
 
 def _read(path: str, *, needs_text: bool) -> SampleSet:
@@ -154,6 +148,7 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
     import torch
 
     import idlm
+    from idlm.evaluation.cells import weights_revision
     from idlm.metrics.report import SampleSet
     from idlm.models import decode, load_tokenizer
     from idlm.samples import write_samples
@@ -161,8 +156,11 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for checkpoint in args.checkpoint:
-        model = idlm.load(checkpoint, revision=args.revision, device=device)
-        tokenizer = load_tokenizer(checkpoint, revision=args.revision)
+        model = idlm.load(checkpoint, revision=args.revision, device=device, raw=args.raw)
+        tokenizer = load_tokenizer(
+            args.tokenizer or checkpoint, revision=None if args.tokenizer else args.revision
+        )
+        revision = args.revision or weights_revision(checkpoint)
         grid = [(s, t, r) for s in args.steps for t in args.temperature for r in args.seed]
         for steps, temperature, seed in grid:
             made = idlm.generate(
@@ -177,7 +175,8 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
             )
             header = {
                 "checkpoint": checkpoint,
-                "revision": args.revision,
+                "revision": revision,
+                "raw": args.raw,
                 "steps": steps,
                 "nfe": made.nfe,
                 "length": made.tokens.shape[1],

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
-        "--tokenizer", metavar="T", help="folder or Hugging Face id; the checkpoint's own"
+        "--tokenizer", metavar="T", help="folder or Hugging Face id; the checkpoint's own, if any"
     )
     words.add_argument("--no-tokenizer", action="store_true", help="write none")
     card = parser.add_argument_group("model card")
@@ -112,7 +112,7 @@ def run(argv: list[str]) -> None:
         written,
         args.output,
         tokenizer=tokenizer,
-        card=_card(args, model, written, metrics),
+        card=_card(args, model, written, metrics, has_tokenizer=tokenizer is not None),
         dtype=getattr(torch, args.dtype),
         layout=args.layout,
     )
@@ -144,15 +144,22 @@ def _metrics(args: argparse.Namespace) -> str:
 
 
 def _tokenizer(args: argparse.Namespace, model: DiffusionLM) -> Any:
-    """The tokenizer to write, if it can be that of this network."""
+    """The tokenizer to write, if it can be that of this network; ``None`` if there is none."""
     from idlm.models import load_tokenizer
-    from idlm.models.tokenizers import check_tokenizer
+    from idlm.models.tokenizers import NoTokenizerError, check_tokenizer
 
     if args.tokenizer is not None:
         found = load_tokenizer(args.tokenizer)
     else:
         try:
             found = load_tokenizer(args.checkpoint, revision=args.revision)
+        except NoTokenizerError:
+            print(
+                f"idlm: warning: {args.checkpoint} has no tokenizer, so the export has none "
+                "either; --tokenizer FOLDER adds one",
+                file=sys.stderr,
+            )
+            return None
         except UserError as error:
             raise UserError(
                 f"{error} (or give --tokenizer FOLDER, or --no-tokenizer to write none)"
@@ -162,7 +169,12 @@ def _tokenizer(args: argparse.Namespace, model: DiffusionLM) -> Any:
 
 
 def _card(
-    args: argparse.Namespace, model: DiffusionLM, written: DiffusionLM, metrics: str | None
+    args: argparse.Namespace,
+    model: DiffusionLM,
+    written: DiffusionLM,
+    metrics: str | None,
+    *,
+    has_tokenizer: bool,
 ) -> str:
     from idlm import __version__
     from idlm.models.cards import AVERAGED, RAW, UNKNOWN, export_card, is_hub_id
@@ -183,6 +195,7 @@ def _card(
         "context": f"{config.model_length} tokens",
         "vocabulary": f"{config.vocab_size} states"
         + ("" if mask is None else f", the mask is {mask}"),
+        "tokenizer": None if has_tokenizer else "none in this folder",
         "latent": latent,
         "weights": (RAW if args.raw else AVERAGED) if trained else "those of the source",
         "exported from": args.checkpoint if hub else Path(args.checkpoint).name,

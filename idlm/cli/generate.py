@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.generate_options import WATCH_DELAY, parse
-from idlm.cli.given import Given, Piece
+from idlm.cli.given import Given
 from idlm.cli.shared import launched_processes, main_process_speaks
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
+    from idlm.cli.watch import Watch
     from idlm.models import DiffusionLM
-    from idlm.sampling import Callback, GenerationOutput, StepState
+    from idlm.sampling import GenerationOutput
     from idlm.sampling.sharded import Processes
 
 
@@ -81,7 +84,7 @@ def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Open
             model,
             len(given.pieces),
             args.length,
-            **{given.kind: _rows(given.pieces, model)},
+            **{given.kind: list(given.pieces)},
             tokenizer=tokenizer,
             stride=args.stride,
         )
@@ -94,7 +97,7 @@ def _tokenizer(args: argparse.Namespace, model: DiffusionLM) -> Any:
     from idlm.models import load_tokenizer
     from idlm.models.tokenizers import check_tokenizer
 
-    if args.tokenizer:
+    if args.tokenizer is not None:
         tokenizer = load_tokenizer(args.tokenizer)
         check_tokenizer(tokenizer, model.config, args.tokenizer)
         return tokenizer
@@ -105,15 +108,6 @@ def _tokenizer(args: argparse.Namespace, model: DiffusionLM) -> Any:
         raise UserError(f"{error}; {hint}") from error
 
 
-def _rows(pieces: Sequence[Piece], model: DiffusionLM) -> list[Any]:
-    """Pieces as :func:`idlm.generate` wants them: the mask id marks a slot among token ids."""
-    slot = getattr(model.process, "mask_id", None)
-    return [
-        piece if isinstance(piece, str) else [slot if token is None else token for token in piece]
-        for piece in pieces
-    ]
-
-
 def _generate(
     args: argparse.Namespace, given: Given, opened: _Opened, processes: Processes
 ) -> GenerationOutput:
@@ -122,8 +116,8 @@ def _generate(
     # the samples of one prompt follow each other
     pieces = [piece for piece in given.pieces for _ in range(args.num_samples)]
     samples = len(pieces) or args.num_samples
-    rows = {given.kind: _rows(pieces, opened.model)} if pieces else {}
-    with _shown(args, samples, opened, processes) as callback:
+    rows: dict[str, Any] = {given.kind: pieces} if pieces else {}
+    with _watching(args, opened, processes) as watch:
         out = generate_sharded(
             processes,
             opened.model,
@@ -135,62 +129,39 @@ def _generate(
             top_p=args.top_p,
             seed=args.seed,
             order=args.order,
+            tail=args.tail,
             stride=args.stride,
             stop=args.stop,
             tokenizer=opened.tokenizer,
             batch_size=args.batch_size,
-            callback=callback,
+            callback=watch,
+            progress=_progress(args, processes),
         )
     # being watched takes time too, but not the model's
-    return replace(out, seconds=out.seconds - getattr(callback, "seconds", 0.0))
+    return replace(out, seconds=out.seconds - (0.0 if watch is None else watch.seconds))
 
 
 @contextmanager
-def _shown(
-    args: argparse.Namespace, samples: int, opened: _Opened, processes: Processes
-) -> Iterator[Callback | None]:
-    """The step callback of what was asked to be seen, in the main process."""
-    if processes.index > 0:
-        yield None
-    elif args.watch:
-        from idlm.cli.watch import Watch
-
-        delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
-        mask_id = getattr(opened.model.process, "mask_id", None)
-        with Watch(opened.tokenizer, mask_id, delay=delay) as watch:
-            yield watch
-    else:
-        from idlm.sampling.sharded import share
-
-        shown = sys.stderr.isatty() if args.progress is None else args.progress
-        steps = len(share(samples, 0, processes.count)) * args.steps
-        with _progress(shown, steps * _windows(args, opened.model)) as callback:
-            yield callback
-
-
-def _windows(args: argparse.Namespace, model: DiffusionLM) -> int:
-    """Windows of a sample that no stop token ends."""
-    beyond = max(0, (args.length or 0) - model.config.model_length)
-    return 1 + -(-beyond // max(1, args.stride or 1))
-
-
-@contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callback | None]:
-    """A step callback that moves a bar on stderr, counted in steps of one sample."""
-    if not shown:
+def _watching(
+    args: argparse.Namespace, opened: _Opened, processes: Processes
+) -> Iterator[Watch | None]:
+    """The step callback of ``--watch``, in the main process."""
+    if processes.index > 0 or not args.watch:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress, TimeElapsedColumn
+    from idlm.cli.watch import Watch
+    from idlm.sampling.requests import blank_id
 
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("generating", total=total)
+    delay = WATCH_DELAY if args.watch_delay is None else args.watch_delay
+    with Watch(opened.tokenizer, blank_id(opened.model.process), delay=delay) as watch:
+        yield watch
 
-        def moved(state: StepState) -> None:
-            bar.advance(task, state.tokens.shape[0])
 
-        yield moved
+def _progress(args: argparse.Namespace, processes: Processes) -> bool:
+    """Whether this process shows a bar: the main one does, if it may or a terminal is there."""
+    if processes.index > 0 or args.watch:
+        return False
+    return sys.stderr.isatty() if args.progress is None else args.progress
 
 
 def _deliver(
@@ -217,11 +188,16 @@ def _deliver(
 
     rows = sample_rows(args, given, out, tokens, texts, opened.prompt_lengths)
     write_samples(args.output, sample_header(args, given, out, rows, opened.revision), rows)
-    print(f"{args.output}: {_summary(out)}")
+    # a pipe may be stdout itself, whose reader wants the samples alone
+    told = sys.stdout if Path(args.output).is_file() else sys.stderr
+    print(f"{args.output}: {_summary(out)}", file=told)
 
 
 def _print(samples: list[str], out: GenerationOutput) -> None:
     """Samples on stdout, what they cost on stderr, so that a pipe gets the samples alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # text of a model holds any character; one that stdout's encoding lacks shows as its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     for number, sample in enumerate(samples):
         if len(samples) > 1:
             print(f"--- sample {number}")

@@ -78,6 +78,7 @@ def sample_header(
         "temperature": args.temperature,
         "top_p": args.top_p,
         "order": args.order,
+        "tail": args.tail,
         "stride": args.stride,
         "stop": args.stop,
         "sampling_dtype": SAMPLING_DTYPE,

@@ -11,7 +11,9 @@ from idlm.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
 ORDERS = ("random", "confidence", "entropy", "margin")
+TAILS = ("ancestral", "greedy")
 SAMPLES, SAMPLES_OF_EACH = 4, 1
+MOST_SAMPLES = 100_000_000
 WATCH_DELAY = 0.1
 
 
@@ -120,6 +122,13 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "repeat (default: %(default)s)",
     )
     group.add_argument(
+        "--tail",
+        choices=TAILS,
+        default=TAILS[0],
+        help="how a uniform process ends: with a draw, or with one more network call and the "
+        "likeliest token everywhere (default: %(default)s)",
+    )
+    group.add_argument(
         "--stride",
         type=int,
         help="write window after window, this many new tokens each, so that --length may exceed "
@@ -138,8 +147,8 @@ def _add_result(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output",
         metavar="FILE",
-        help="write samples.jsonl instead of printing; "
-        "an existing file is replaced once the new one is complete",
+        help="write samples.jsonl instead of printing; an existing file is replaced once the new "
+        "one is complete, a pipe such as /dev/stdout is written to",
     )
     group.add_argument(
         "--no-text", action="store_true", help="token ids only, for a model without tokenizer"
@@ -166,6 +175,11 @@ def _add_result(group: argparse._ArgumentGroup) -> None:
 def _check(args: argparse.Namespace, given: Given) -> None:
     if args.num_samples is not None and args.num_samples < 1:
         raise UserError(f"num_samples is {args.num_samples}; it must be at least 1")
+    if args.num_samples is not None and args.num_samples > MOST_SAMPLES:
+        raise UserError(
+            f"num_samples is {args.num_samples}; one run makes at most {MOST_SAMPLES}, and further "
+            "ones with another seed"
+        )
     if args.watch_delay is not None and not args.watch:
         raise UserError("--watch-delay says how slowly to show what --watch shows; add --watch")
     if args.watch_delay is not None and not 0 <= args.watch_delay < math.inf:
@@ -174,7 +188,7 @@ def _check(args: argparse.Namespace, given: Given) -> None:
         raise UserError("--watch and --progress draw on the same lines; give one of them")
     if args.watch and args.no_text:
         raise UserError("--watch shows text and --no-text asks for none; give one of them")
-    if args.tokenizer and args.no_text and not given.is_text and args.stop != ["eos"]:
+    if args.tokenizer is not None and args.no_text and not given.is_text and args.stop != ["eos"]:
         raise UserError("--tokenizer has nothing to do with --no-text; give one of them")
     if args.length is not None and given.kind == "infill":
         raise UserError(

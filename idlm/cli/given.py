@@ -61,7 +61,7 @@ def read_given(args: argparse.Namespace) -> Given:
 
 def _read(option: str, path: Path, kind: str) -> list[Piece]:
     try:
-        content = path.read_bytes().decode("utf-8")
+        content = path.read_bytes().decode("utf-8-sig")  # some editors begin with a mark
     except OSError as error:
         raise UserError(f"{option} cannot be read ({error.strerror}); name a file") from error
     except UnicodeDecodeError as error:
@@ -78,7 +78,7 @@ def _read(option: str, path: Path, kind: str) -> list[Piece]:
 def _piece(where: str, line: str, kind: str) -> Piece:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error}); give one {kind} a line") from error
     if isinstance(value, dict):
         value = value.get(kind)

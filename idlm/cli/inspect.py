@@ -62,7 +62,13 @@ def run(argv: list[str]) -> None:
 
     import idlm
     from idlm.devices import pick_device
-    from idlm.models.describe import describe, describe_files, method_of
+    from idlm.models.describe import (
+        describe,
+        describe_files,
+        kind_of_weights,
+        method_of,
+        not_finite,
+    )
     from idlm.models.provenance import source_card
 
     device = pick_device(args.device)
@@ -75,8 +81,11 @@ def run(argv: list[str]) -> None:
         "method": method_of(card),
         **describe_files(args.checkpoint, revision=args.revision, raw=args.raw),
         **describe(model),
+        "not_finite": not_finite(model),
         **_text_facts(args, model),
     }
+    if not Path(args.checkpoint).is_file():  # a .ckpt holds both, and one was chosen
+        found["weights"] = kind_of_weights(card)
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -138,6 +147,9 @@ def _documents(text: str) -> Iterator[str]:
 
 def _warning(found: dict[str, Any]) -> str | None:
     """What is wrong with a network that predicts nothing."""
+    if broken := found["not_finite"]:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        return f"{broken[0]}{more} holds values that are not finite, so the weights are damaged"
     nelbo = found["nelbo"]
     if nelbo is None or nelbo["better_than_uniform"]:
         return None

@@ -36,6 +36,10 @@ def check_writable(option: str, path: str | Path, *, folder: bool = False) -> Pa
     if path.exists() and path.is_dir() != folder:
         here, needed = ("file", "folder") if folder else ("folder", "file")
         raise UserError(f"{option} {path} is a {here}; name a {needed}")
+    if path.exists() and not path.is_file() and not folder:  # a device or pipe is written to
+        if os.access(path, os.W_OK):
+            return path
+        raise UserError(f"{option} {path} cannot be written: no permission; name a file")
     start = path.absolute()
     nearest = next(p for p in (start, *start.parents) if p.exists() and (p != start or folder))
     if not nearest.is_dir():

@@ -36,7 +36,7 @@ class Watch:
 
     Args:
         tokenizer: of the checkpoint.
-        mask_id: the token of a position that is not written yet; None for a process without.
+        blank: what stands where nothing is written yet, the mask id where there is one.
         delay: seconds each frame stays, so that a fast machine can be followed.
         console: where to draw; stderr by default, so that stdout keeps the text alone.
 
@@ -47,7 +47,7 @@ class Watch:
     def __init__(
         self,
         tokenizer: Any,
-        mask_id: int | None,
+        blank: int,
         *,
         delay: float = 0.1,
         console: Console | None = None,
@@ -55,10 +55,11 @@ class Watch:
         self.console = console or Console(stderr=True)
         self.seconds = 0.0
         self._pieces = Pieces(tokenizer)
-        self._mask_id = mask_id
+        self._blank = blank
         self._delay = delay
         self._sample: int | None = None
         self._given: list[bool] = []
+        self._before: list[int] = []
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Watch:
@@ -90,9 +91,12 @@ class Watch:
     def _frame(self, state: StepState) -> tuple[Text, str]:
         row, changed = self._row(state.sample)
         tokens, fresh = state.tokens[row].tolist(), state.revealed[row].tolist()
-        masked = [token == self._mask_id for token in tokens]
+        masked = [token == self._blank for token in tokens]
         if changed:
             self._given = [not (m or f) for m, f in zip(masked, fresh, strict=True)]
+        else:  # a process without a mask redraws all, and most of it stays what it was
+            fresh = [f and a != b for f, a, b in zip(fresh, tokens, self._before, strict=True)]
+        self._before = tokens
         return self._body(tokens, masked, fresh), self._footer(state, masked, fresh)
 
     def _row(self, sample: Tensor) -> tuple[int, bool]:

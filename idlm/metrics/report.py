@@ -31,6 +31,7 @@ CONDITIONS = (
     "temperature",
     "top_p",
     "order",
+    "tail",
     "stride",
     "stop",
     "given",

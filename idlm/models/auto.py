@@ -85,10 +85,8 @@ def from_pretrained(
     Raises:
         UserError: as :func:`idlm.load`, and for arguments that would have no effect.
     """
-    import torch
-
     from idlm.models.files import WEIGHTS, fetch, read_config
-    from idlm.models.loading import build
+    from idlm.models.loading import build, floating_dtype
     from idlm.models.weights import read_weights
 
     hub = {key: kwargs.pop(key) for key in _HUB if kwargs.get(key)}
@@ -108,9 +106,7 @@ def from_pretrained(
     dtype = torch_dtype if dtype is None else dtype
     if dtype == "auto":
         dtype = weights["backbone.vocab_embed.embedding"].dtype
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    return model.to(device=_device(device_map), dtype=dtype or torch.float32)
+    return model.to(device=_device(device_map), dtype=floating_dtype(dtype or "float32"))
 
 
 def _device(device_map: Any) -> torch.device:

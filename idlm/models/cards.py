@@ -149,9 +149,16 @@ def teacher_card(
         data: corpus and packing of the training text.
         averaged: whether the weights are the moving average.
     """
+    uniform = settings.get("process") == "uniform"
+    kind = "Uniform" if uniform else "Masked"
+    nelbo = (
+        "uniform NELBO of UDLM (arXiv 2412.10193)"
+        if uniform
+        else ("masked NELBO of MDLM (arXiv 2406.07524)")
+    )
     intro = (
-        "# Masked diffusion language model\n\n"
-        "A teacher trained with the continuous-time masked NELBO of MDLM (arXiv 2406.07524).\n"
+        f"# {kind} diffusion language model\n\n"
+        f"A teacher trained with the continuous-time {nelbo}.\n"
         f"{_weights(averaged, 'the')}\n\n{_use('steps=64')}"
     )
     sections = {
@@ -161,7 +168,8 @@ def teacher_card(
         "Data": table(data),
         "Training": table({"updates": updates, **settings}),
     }
-    return Card(_front(["masked-diffusion", "mdlm"], settings.get("init")), intro, sections).text()
+    tags = ["uniform-diffusion", "udlm"] if uniform else ["masked-diffusion", "mdlm"]
+    return Card(_front(tags, settings.get("init")), intro, sections).text()
 
 
 def student_card(
@@ -172,6 +180,7 @@ def student_card(
     data: Mapping[str, Any],
     *,
     averaged: bool = True,
+    process: str = "absorbing",
 ) -> str:
     """Markdown card of a distilled generator.
 
@@ -182,10 +191,12 @@ def student_card(
         metrics: last logged metrics.
         data: corpus and packing of the training text.
         averaged: whether the weights are the moving average.
+        process: of the student, ``absorbing`` or ``uniform``.
     """
     weights = _weights(averaged, "the student's")
+    kind = "uniform" if process == "uniform" else "masked"
     intro = (
-        "# Few-step masked diffusion generator\n\n"
+        f"# Few-step {kind} diffusion generator\n\n"
         f"Distilled with {objective}. {weights}\n\n"
         f"{_use('length=1024, steps=16')}"
     )
@@ -194,7 +205,7 @@ def student_card(
         "Data": table(data),
         "Training": table({**counts, **settings}),
     }
-    tags = ["masked-diffusion", "distillation", "idlm"]
+    tags = [f"{kind}-diffusion", "distillation", "idlm"]
     return Card(_front(tags, settings.get("teacher")), intro, sections).text()
 
 

@@ -65,9 +65,17 @@ class DiffusionConfig(PretrainedConfig):
     ) -> None:
         sizes = (vocab_size, model_length, hidden_dim, cond_dim, n_blocks, n_heads)
         for name, size in zip(SIZES, sizes, strict=False):
-            if not isinstance(size, int) or size < 1:
+            if type(size) is not int or size < 1:
                 raise UserError(f"{name} is {size!r}; it must be a whole number, 1 or more")
-        if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+        for name, size in (("latent_global", latent_global), ("latent_position", latent_position)):
+            if type(size) is not int or size < 0:
+                raise UserError(f"{name} is {size!r}; it must be a whole number, 0 (off) or more")
+        for name, word in (("process", process), ("schedule", schedule)):
+            if not isinstance(word, str):
+                raise UserError(f"{name} is {word!r}; it must be the name of one")
+        if type(schedule_eps) not in (int, float):
+            raise UserError(f"schedule_eps is {schedule_eps!r}; it must be a number in [0, 1)")
+        if type(dropout) not in (int, float) or not 0.0 <= dropout < 1.0:
             raise UserError(f"dropout is {dropout!r}; it must be a number in [0, 1)")
         if not isinstance(time_conditioning, bool):
             raise UserError(f"time_conditioning is {time_conditioning!r}; it must be true or false")
@@ -75,11 +83,6 @@ class DiffusionConfig(PretrainedConfig):
             raise UserError(
                 f"hidden_dim {hidden_dim} with n_heads {n_heads} gives no even head size; "
                 "choose n_heads so that hidden_dim / n_heads is an even whole number"
-            )
-        if latent_global < 0 or latent_position < 0:
-            raise UserError(
-                f"latent_global is {latent_global} and latent_position is {latent_position}; "
-                "both are sizes, 0 (off) or more"
             )
         if time_conditioning and schedule_eps == 0:
             raise UserError(
@@ -114,7 +117,16 @@ class DiffusionConfig(PretrainedConfig):
         from idlm.models.published import translate
 
         name = kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "this checkpoint"
-        return super().from_dict(translate(config_dict, f"the config.json of {name}"), **kwargs)
+        source = f"the config.json of {name}"
+        try:
+            return super().from_dict(translate(config_dict, source), **kwargs)
+        except (AttributeError, TypeError, ValueError) as error:
+            # what transformers itself keeps there or is asked for, such as id2label or dtype
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"transformers cannot take a setting in {source}, or one given beside it "
+                f"({reason}); correct it"
+            ) from error
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What differs from transformers' defaults, and every field that decides the network.

@@ -50,6 +50,11 @@ def describe(model: DiffusionLM) -> dict[str, Any]:
     }
 
 
+def not_finite(model: DiffusionLM) -> list[str]:
+    """Names of the parameters that hold a NaN or an infinity."""
+    return [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+
+
 def describe_files(
     checkpoint: str | Path, *, revision: str | None = None, raw: bool = False
 ) -> dict[str, Any]:
@@ -104,6 +109,12 @@ def method_of(card: Card | None) -> str:
         return UNKNOWN
     paragraphs = [part for part in card.intro.split("\n\n") if not part.startswith(("#", "```"))]
     return " ".join(paragraphs[0].split()) if paragraphs else UNKNOWN
+
+
+def kind_of_weights(card: Card | None) -> str:
+    """Averaged or raw, as far as a card of this toolkit says it."""
+    intro = card.intro if card is not None and card.ours else ""
+    return next((kind for kind in (AVERAGED, RAW) if kind in intro), UNKNOWN)
 
 
 class Sanity(NamedTuple):

@@ -39,6 +39,8 @@ def fetch(name: str | Path, *patterns: str, revision: str | None = None, **hub: 
                 "leave the revision out, or give a hub id"
             )
         return path
+    if path.suffix == LIGHTNING and not path.exists():
+        raise UserError(f"there is no checkpoint {str(name)!r}; check the path of the .ckpt file")
     if path.exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
         raise UserError(
             f"checkpoint {str(name)!r} is not a folder; give a folder with config.json and "
@@ -84,6 +86,8 @@ def read_json(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json, so it is no model checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check it") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(raw, dict):

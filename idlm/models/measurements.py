@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +18,11 @@ _CONDITIONS = (
     ("nfe", "network calls", False),
     ("temperature", "temperature", False),
     ("top_p", "top-p", False),
+    ("order", "order", False),
+    ("tail", "tail", False),
+    ("stride", "stride", False),
+    ("stop", "stop", False),
+    ("given", "given", False),
     ("length", "length", False),
     ("num_samples", "samples per seed", True),
     ("sampling_dtype", "sampling dtype", True),
@@ -70,12 +76,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error})") from error
     rows = found.get("results", found.get("cells")) if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("evaluation") or {}, dict) for row in rows
+    ):
         raise UserError(
             f"{path} is no results file; give the JSON that `idlm evaluate --output` or "
             "`python -m idlm.evaluation.frontier` wrote"
         )
-    flat = [{**dict(row.get("evaluation") or {}), **row} for row in rows]
+    flat = [{**(row.get("evaluation") or {}), **row} for row in rows]
     return [{**row, "nfe": row.get("nfe", row.get("network_calls"))} for row in flat]
 
 
@@ -94,11 +102,15 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line for each set of conditions, mean ± standard deviation where seeds differ."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.get(name) for name, _, _ in _CONDITIONS), []).append(row)
-    titles = [*(title for _, title, _ in _CONDITIONS), "seeds", "GenPPL", "entropy (nats)"]
+        key = tuple(_plain(row.get(name)) for name, _, _ in _CONDITIONS)
+        groups.setdefault(key, []).append(row)
+    # a condition that no row states, such as the tail of a masked sampler, is no column
+    shown = [any(v is not None for v in values) for values in zip(*groups, strict=True)]
+    named = [title for (_, title, _), wanted in zip(_CONDITIONS, shown, strict=True) if wanted]
+    titles = [*named, "seeds", "GenPPL", "entropy (nats)"]
     lines = [
         [
-            *("-" if value is None else value for value in conditions),
+            *("-" if value is None else value for value in compress(conditions, shown)),
             ", ".join(str(row.get("seed", "-")) for row in group),
             _spread([row.get("gen_ppl") for row in group], 2),
             _spread([row["entropy"] for row in group], 3),
@@ -106,6 +118,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         for conditions, group in groups.items()
     ]
     return columns(titles, lines)
+
+
+def _plain(value: Any) -> Any:
+    """A condition that can be told apart: the stop tokens are a list."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:

@@ -30,6 +30,7 @@ class DiffusionLM(PreTrainedModel):
     config_class = DiffusionConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # so that transformers lets attn_implementation="sdpa" pass
     _no_split_modules: ClassVar[list[str]] = ["Block"]
 
     def __init__(self, config: DiffusionConfig) -> None:
@@ -119,13 +120,13 @@ class DiffusionLM(PreTrainedModel):
 
         Args:
             input_ids: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
-            timesteps: sigma ``[B]``; zero when left out, which only a network without time
-                conditioning accepts.
+            timesteps: sigma ``[B]`` or ``[B, 1]``, or one number for all; zero when left out,
+                which only a network without time conditioning accepts.
             latent: epsilon; a generator draws fresh noise at every call when it is left out.
 
         Raises:
-            UserError: if a time-conditioned network gets no ``timesteps``, or the latent has other
-                parts or sizes than the network's.
+            UserError: if a time-conditioned network gets no ``timesteps``, there is another number
+                of them, or the latent has other parts or sizes than the network's.
         """
         batch, length = input_ids.shape[:2]
         if timesteps is None:
@@ -135,6 +136,11 @@ class DiffusionLM(PreTrainedModel):
                     "pass sigma_t = -log alpha_t, one per sequence, [B]"
                 )
             timesteps = torch.zeros(batch, device=input_ids.device)
+        elif timesteps.numel() not in (1, batch):
+            raise UserError(
+                f"timesteps has shape {tuple(timesteps.shape)} for {batch} sequences; pass one "
+                "sigma for each, [B], or one for all"
+            )
         if latent is None:
             latent = self._fresh_latent(batch, length, input_ids.device)
         else:

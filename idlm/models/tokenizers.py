@@ -19,6 +19,10 @@ _OWN = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 _GPT2 = 50257
 
 
+class NoTokenizerError(UserError):
+    """A checkpoint comes without a tokenizer, and its vocabulary is not GPT-2's."""
+
+
 def load_tokenizer(
     path_or_hub_id: str | Path, *, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -30,7 +34,8 @@ def load_tokenizer(
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: if there is none, it has no fast version, or it does not fit the network.
+        NoTokenizerError: if there is none.
+        UserError: if it cannot be read, has no fast version, or does not fit the network.
     """
     try:
         path = fetch(path_or_hub_id, *_PATTERNS, revision=revision)
@@ -45,9 +50,13 @@ def load_tokenizer(
     elif config is not None and _clean_states(config) in (_GPT2, _GPT2 + 1):
         tokenizer = _gpt2(_clean_states(config))
     else:
-        raise UserError(
-            f"{path_or_hub_id} has no tokenizer.json and is not of GPT-2's vocabulary; "
-            "put the tokenizer's files beside its config.json"
+        way_out = (
+            "export it as a folder with one (idlm export --tokenizer)"
+            if path.is_file()
+            else "put the tokenizer's files beside its config.json"
+        )
+        raise NoTokenizerError(
+            f"{path_or_hub_id} has no tokenizer.json and is not of GPT-2's vocabulary; {way_out}"
         )
     if config is not None:
         check_tokenizer(tokenizer, config, str(path_or_hub_id))

@@ -134,6 +134,15 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     model.load_state_dict(weights, strict=True)
 
 
+def check_sizes(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """:func:`check_names` on a network without memory, whose rotary table may be left out.
+
+    Raises:
+        UserError: as :func:`check_names`.
+    """
+    check_names(model, {_ROTARY: model.state_dict()[_ROTARY], **weights}, source)
+
+
 def check_names(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Compare names and shapes with the model's, all differences in one message.
 
@@ -158,4 +167,4 @@ def check_names(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
     }
     told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in groups.items() if names)
     if told:
-        raise UserError(f"the weights in {source} do not fit its config.json: {told}")
+        raise UserError(f"the weights in {source} do not fit its configuration: {told}")

@@ -1,4 +1,4 @@
-"""Alternating distillation of a masked teacher: student against a fake model that follows it.
+"""Alternating distillation: a student against a fake model that follows it.
 
 Two published methods are settings of one objective (names as in methods C and E):
 
@@ -14,6 +14,9 @@ Steps shared by both: noise data to z_in; the student turns it into probabilitie
 draw x ~ G; re-noise x to z; compare teacher and fake model at z. Gradient reaches the student
 through the explicit G only: z carries none.
 
+This file is the masked process, where everything may be done at masked positions alone;
+:mod:`idlm.objectives.alternating_uniform` is the uniform one.
+
 Departures from the papers. Sums run over masked positions of z only: at visible ones teacher and
 fake agree exactly, and the published -1e6 entries would drown the logged losses (methods C.7.3).
 Logits are fp32 before any softmax (C.7.12). Losses are sums that the caller divides by the token
@@ -22,20 +25,31 @@ count, where the papers sum over positions: a constant factor L.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, Networks, mean, row_weights
+from idlm.objectives import alternating_uniform
+from idlm.objectives.base import (
+    DistillationObjective,
+    Draw,
+    LossSum,
+    Networks,
+    TimeDraws,
+    mean,
+    row_weights,
+    two_times,
+)
+from idlm.objectives.pairing import check_pairing
+from idlm.objectives.sharpening import Sharpening
 from idlm.processes import Absorbing
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
 Renoise = Literal["fresh", "posterior"]
-TimeDraws = Literal["independent", "tied"]
 Weighting = Literal["nelbo", "flat"]
 
 
@@ -57,7 +71,7 @@ class Simulation(NamedTuple):
     scored: Tensor
 
 
-class AlternatingDistillation:
+class AlternatingDistillation(DistillationObjective):
     """Inverse distillation and discrete moment matching, and what lies between.
 
     Args:
@@ -69,10 +83,14 @@ class AlternatingDistillation:
         time_draws: ``independent`` permutes the strata of one of the two times over the global
             batch; ``tied`` reproduces the published code (``fresh`` only; methods C.7.2).
         weighting: ``nelbo`` weighs a state by -alpha'/(1-alpha), ``flat`` by 1.
+        teacher_temperature, teacher_top_p, nucleus_penalty: distil a sharpened teacher, see
+            :class:`~idlm.objectives.sharpening.Sharpening`.
 
     Raises:
         UserError: for a value outside what is listed.
     """
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
 
     def __init__(
         self,
@@ -82,6 +100,9 @@ class AlternatingDistillation:
         target_steps: int | None = None,
         time_draws: TimeDraws = "independent",
         weighting: Weighting = "nelbo",
+        teacher_temperature: float = 1.0,
+        teacher_top_p: float = 1.0,
+        nucleus_penalty: float | None = None,
     ) -> None:
         choices = {
             "renoise": (renoise, ("fresh", "posterior")),
@@ -110,12 +131,12 @@ class AlternatingDistillation:
         self.target_steps = target_steps or (16 if renoise == "posterior" else None)
         self.time_draws = time_draws
         self.weighting = weighting
+        self.sharpening = Sharpening(teacher_temperature, teacher_top_p, nucleus_penalty)
 
     def times(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Times of the student's input and of the re-noised state, each ``[B]``."""
         if self.target_steps is None:
-            permuted = self.time_draws == "independent"
-            return draw.times(Stream.TIME), draw.times(Stream.TIME_2, permuted=permuted)
+            return two_times(draw, self.time_draws)
         s = draw.times(Stream.TIME)
         delta = draw.uniform(stream=Stream.TIME_2).float() / self.target_steps
         return (s + delta).clamp(max=1.0), s
@@ -154,6 +175,16 @@ class AlternatingDistillation:
         hidden = model.features(state.z, process.schedule.sigma(state.time))
         return process.clean_log_probs(model.head(hidden[state.scored]))
 
+    def _teacher(self, networks: Networks, state: Simulation) -> Tensor:
+        """log p of the teacher to distil, sharpened if that is asked for, ``[S, V]``."""
+        return self.sharpening(self._log_probs(networks.teacher, state))
+
+    def _everywhere(self, networks: Networks) -> bool:
+        """Whether no state tells its noise, so that every position counts."""
+        process = networks.student.process
+        check_pairing(self, process)
+        return not isinstance(process, Absorbing)
+
     def _weights(self, process: Absorbing, state: Simulation) -> Tensor:
         """w at each scored position, ``[S]``."""
         nelbo = self.weighting == "nelbo"
@@ -181,9 +212,11 @@ class AlternatingDistillation:
         IDLM's L_fake (methods C.3) for anchor 0; L_AUX of D-MMD (E.2) with the soft target that
         the masked process allows for anchor 1.
         """
+        if self._everywhere(networks):
+            return alternating_uniform.auxiliary_loss(self, networks, tokens, draw)
         with torch.no_grad():
             state = self.simulate(networks.student, tokens, draw)
-            target = self._log_probs(networks.teacher, state) if self.anchor else None
+            target = self._teacher(networks, state) if self.anchor else None
         log_fake = self._log_probs(networks.fake, state)
         cross = -self._expect(state, tokens, log_fake)
         if target is not None:
@@ -193,9 +226,11 @@ class AlternatingDistillation:
 
     def student_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """-w <G, log teacher - log fake> summed over masked positions of z (methods C.2, E.2)."""
+        if self._everywhere(networks):
+            return alternating_uniform.student_loss(self, networks, tokens, draw)
         state = self.simulate(networks.student, tokens, draw)
         with torch.no_grad():
-            gap = self._log_probs(networks.teacher, state) - self._log_probs(networks.fake, state)
+            gap = self._teacher(networks, state) - self._log_probs(networks.fake, state)
         per_token = -self._expect(state, tokens, gap)
         total = (self._weights(absorbing(networks.student), state) * per_token).sum()
         with torch.no_grad():
@@ -205,14 +240,7 @@ class AlternatingDistillation:
 
 
 def absorbing(model: DiffusionLM) -> Absorbing:
-    """The model's process, which this objective needs to be the absorbing one.
-
-    Raises:
-        UserError: for another process.
-    """
-    if not isinstance(model.process, Absorbing):
-        raise UserError(
-            f"this objective is defined for the absorbing process, but the model's process is "
-            f"{model.process.name!r}; choose a masked teacher"
-        )
-    return model.process
+    """The model's process, where the masked computation is the one that applies."""
+    process = model.process
+    assert isinstance(process, Absorbing)  # checked for each loss
+    return process

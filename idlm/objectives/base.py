@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from idlm import random
 from idlm.models.modeling import DiffusionLM
 from idlm.random import Stream
 from idlm.schedules import stratified_times
+
+TimeDraws = Literal["independent", "tied"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ class Draw:
             *shape, sample=self.sample, seed=self.seed, step=self.step, stream=stream
         )
 
+    def normal(self, *shape: int, stream: Stream, dtype: torch.dtype | None = None) -> Tensor:
+        """Standard normals ``[B, *shape]``, fp32 by default, four to a Philox block."""
+        return random.dense_normal(
+            *shape, sample=self.sample, seed=self.seed, step=self.step, stream=stream, dtype=dtype
+        )
+
     def times(self, stream: Stream, *, permuted: bool = False) -> Tensor:
         """Stratified times ``[B]`` in fp32 (methods A.2).
 
@@ -50,6 +62,11 @@ class Draw:
             stratum = order.to(stratum.device)[stratum]
         noise = self.uniform(stream=stream)
         return stratified_times(stratum, self.batch_size, noise).float()
+
+
+def two_times(draw: Draw, how: TimeDraws) -> tuple[Tensor, Tensor]:
+    """Times of the student's input and of a state that is noised from scratch, each ``[B]``."""
+    return draw.times(Stream.TIME), draw.times(Stream.TIME_2, permuted=how == "independent")
 
 
 class Networks(NamedTuple):
@@ -68,7 +85,8 @@ class LossSum:
         total: scalar in nats, summed over tokens and sequences, with gradient.
         tokens: how many tokens the sum stands for (all positions, scored or not).
         logs: scalars to show, each already a mean over this micro-batch.
-        asked: masked positions that the student answered, the weight of its mean entropy.
+        asked: positions that the student answered, the weight of its mean entropy; ``tokens`` if
+            not given.
     """
 
     total: Tensor
@@ -82,16 +100,35 @@ class LossSum:
         return self.total / self.tokens
 
 
-class DistillationObjective(Protocol):
-    """An alternating objective, as the distillation module runs it."""
+class DistillationObjective(ABC):
+    """An alternating objective, as the distillation module runs it.
 
+    Attributes:
+        processes: names of the processes it is defined for, see :mod:`idlm.objectives.pairing`.
+    """
+
+    processes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
     def auxiliary_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """Loss of the fake model; no gradient reaches teacher or student."""
-        ...
 
+    @abstractmethod
     def student_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """Loss of the student; no gradient reaches teacher or fake model."""
-        ...
+
+
+@contextmanager
+def frozen(*networks: DiffusionLM) -> Iterator[None]:
+    """Let gradient pass through networks to their inputs, and leave none on their parameters."""
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def row_weights(weight: Tensor, rows: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from idlm.errors import UserError
 from idlm.processes.absorbing import LOG_ZERO, Absorbing
 from idlm.processes.base import Process
+from idlm.processes.relaxation import GaussianRelaxation
 from idlm.processes.uniform import Uniform
 from idlm.schedules import Schedule, make_schedule
 
-__all__ = ["LOG_ZERO", "Absorbing", "Process", "Uniform", "make_process"]
+__all__ = ["LOG_ZERO", "Absorbing", "GaussianRelaxation", "Process", "Uniform", "make_process"]
 
 _PROCESSES: dict[str, Callable[[int, Schedule], Process]] = {
     Absorbing.name: Absorbing,

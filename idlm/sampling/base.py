@@ -11,6 +11,7 @@ from torch import Tensor
 from idlm.models.modeling import DiffusionLM
 
 RANDOM = "random"
+ANCESTRAL, GREEDY = TAILS = ("ancestral", "greedy")
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,11 @@ class StepState:
 
     Attributes:
         step: number of the step within its window, from 0.
-        steps: how many steps a window has.
+        steps: how many steps a window has, a greedy tail included.
         tokens: states ``[B, L]`` of the rows being written, clamped tokens included; the mask id
-            where a position is still masked.
-        revealed: positions revealed in this step, bool ``[B, L]``.
+            where a position is still masked, or V without a mask where no window has begun.
+        revealed: positions revealed in this step, bool ``[B, L]``; the uniform process redraws
+            every position that is not given in every step.
         nfe: network calls of this batch so far.
         sample: running numbers of the rows, int64 ``[B]``.
         probabilities: the distributions that the tokens of ``revealed.nonzero()`` were drawn from,
@@ -53,6 +55,7 @@ class Settings:
         temperature: divides the logits of the clean-token prediction.
         top_p: nucleus of the clean-token prediction, after the temperature.
         order: which positions reveal first, a name of :data:`idlm.sampling.orders.ORDERS`.
+        tail: how the uniform process ends, a name of :data:`TAILS`.
         probabilities: whether callbacks get the distributions that tokens were drawn from.
     """
 
@@ -62,6 +65,12 @@ class Settings:
     top_p: float = 1.0
     order: str = RANDOM
     probabilities: bool = False
+    tail: str = ANCESTRAL
+
+    @property
+    def rounds(self) -> int:
+        """Steps of a window, the call of a greedy tail included."""
+        return self.steps + (self.tail == GREEDY)
 
 
 class Sampler(Protocol):
@@ -86,8 +95,8 @@ class Sampler(Protocol):
             write: bool ``[B, L]``.
             sample: running numbers of the rows, int64 ``[B]``. Every random number depends on
                 (seed, step, sample) alone, so that a row does not depend on its batch.
-            settings: steps, seed, temperature, nucleus and order.
-            window: its step i draws the random numbers of step ``window * steps + i``.
+            settings: steps, seed, temperature, nucleus, order and tail.
+            window: its step i draws the random numbers of step ``window * settings.rounds + i``.
             callback: called after every step.
 
         Returns:

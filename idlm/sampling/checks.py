@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.sampling.base import RANDOM
+from idlm.processes import Uniform
+from idlm.sampling.base import ANCESTRAL, RANDOM, TAILS
 from idlm.sampling.orders import ORDERS
 from idlm.sampling.registry import sampler_for
+
+# Noise is keyed by 64 bits of the seed: a larger one would be another in disguise.
+_SEEDS = 1 << 64
+# 128 GiB of token ids: what is beyond is a slip of the keyboard.
+_MOST_TOKENS = 1 << 34
 
 
 def check_request(
@@ -21,6 +27,7 @@ def check_request(
     top_p: float,
     batch_size: int | None,
     order: str = RANDOM,
+    tail: str = ANCESTRAL,
     stride: int | None = None,
     first_index: int = 0,
     seed: int | None = None,
@@ -36,15 +43,37 @@ def check_request(
     _check_whole("first_index", first_index, 0)
     if seed is not None:
         _check_whole("seed", seed, 0)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1, or left out")
+        if seed >= _SEEDS:
+            raise UserError(f"seed is {seed}; it must be below 2^64")
+    if num_samples * length > _MOST_TOKENS:
+        raise UserError(
+            f"num_samples is {num_samples} and length is {length}, which no memory holds; make "
+            f"at most {_MOST_TOKENS} tokens at once, and further samples with first_index"
+        )
+    if batch_size is not None:
+        _check_whole("batch_size", batch_size, 1, ", or left out")
     check_length(model, length, stride)
+    for name, number in (("temperature", temperature), ("top_p", top_p)):
+        if not isinstance(number, Real):
+            raise UserError(f"{name} is {number!r}; it must be a number, 1 is plain")
     if not 0.0 < temperature < float("inf"):
         raise UserError(f"temperature is {temperature}; it must be above 0 and finite, 1 is plain")
     if not 0.0 < top_p <= 1.0:
         raise UserError(f"top_p is {top_p}; it must be in (0, 1], 1 keeps every token")
     if order not in ORDERS:
         raise UserError(f"order is {order!r}; choose one of {', '.join(ORDERS)}")
+    if tail not in TAILS:
+        raise UserError(f"tail is {tail!r}; choose one of {', '.join(TAILS)}")
+    if model.process.name == Uniform.name and order != RANDOM:
+        raise UserError(
+            f"order is {order!r}, but the uniform process redraws every position in every step, "
+            "so that none comes first; leave order out"
+        )
+    if model.process.name != Uniform.name and tail != ANCESTRAL:
+        raise UserError(
+            f"tail is {tail!r}, which is for the uniform process, but a token that the "
+            f"{model.process.name} process has revealed is final; leave tail out"
+        )
 
 
 def check_length(model: DiffusionLM, length: int, stride: int | None, name: str = "length") -> None:
@@ -68,8 +97,10 @@ def check_length(model: DiffusionLM, length: int, stride: int | None, name: str 
         )
 
 
-def _check_whole(name: str, value: object, least: int) -> None:
+def _check_whole(name: str, value: object, least: int, otherwise: str = "") -> None:
     if not isinstance(value, Integral):
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        raise UserError(
+            f"{name} is {value!r}; it must be a whole number of at least {least}{otherwise}"
+        )
     if value < least:
-        raise UserError(f"{name} is {value}; it must be at least {least}")
+        raise UserError(f"{name} is {value}; it must be at least {least}{otherwise}")

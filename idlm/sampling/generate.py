@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.sampling.base import RANDOM, Callback, Settings, StepState
+from idlm.sampling.base import ANCESTRAL, RANDOM, Callback, Settings, StepState
 from idlm.sampling.checks import check_request
 from idlm.sampling.registry import sampler_for
 from idlm.sampling.requests import Canvas, make_canvas, stop_ids
@@ -33,9 +33,9 @@ class GenerationOutput:
 
     Attributes:
         tokens: int64 ``[N, L]`` on the CPU. Behind the end of a row stands its stop token, or the
-            mask id if its infill was shorter than the longest.
+            mask id if its infill was shorter than the longest, or V where the process has no mask.
         nfe: network calls made for one batch, the largest over batches; a call in which only some
-            of the batch's samples reveal a token counts.
+            of the batch's samples take part counts.
         tokens_per_call: tokens written for the sample with the most of them, divided by nfe.
         seconds: wall-clock time of the whole call.
         seed: the seed that was used; with it sample ``i`` can be made again, alone.
@@ -63,6 +63,7 @@ def generate(
     seed: int | None = None,
     progress: bool = False,
     order: str = RANDOM,
+    tail: str = ANCESTRAL,
     stride: int | None = None,
     stop: Any = None,
     tokenizer: Any = None,
@@ -80,19 +81,23 @@ def generate(
         num_samples: N; with a prompt or an infill for each sample it may be left at 1.
         length: tokens per sample, prompt included; the model's context by default.
         steps: sampler steps, each at most one network call; of each window if there are several.
-        prompt: what every sample begins with. Token ids ``[P]`` for all samples, ``[N, P]`` or N
-            rows of any lengths for one each; or a text, or N texts.
+        prompt: what every sample begins with. Token ids ``[P]``, or a single row, for all samples,
+            ``[N, P]`` or N rows of any lengths for one each; or a text, or N texts.
         infill: a sequence with places to write, of any number and size. Token ids ``[L]``,
-            ``[N, L]`` or N rows of any lengths in which the mask id marks them; a pair (tokens,
-            mask) of such rows with mask True there; or a text, or N texts, in which ``[MASK]`` is
-            one token to write and ``[MASK:12]`` twelve. In text put a slot right behind a word:
-            most tokens bring the space before them along.
+            ``[N, L]`` or N rows of any lengths in which None, or the mask id if the process has
+            one, marks them; a pair (tokens, mask) of such rows with mask True there; or a text, or
+            N texts, in which ``[MASK]`` is one token to write and ``[MASK:12]`` twelve. In text
+            put a slot right behind a word: most tokens bring the space before them along.
         temperature: divides the logits of the clean-token prediction.
         top_p: nucleus of the clean-token prediction.
         seed: sample ``i`` is a function of (seed, i) alone; a random seed if not given.
-        progress: show a progress bar.
+        progress: show a progress bar on stderr.
         order: which positions reveal first: "random", as trained, or the surest by "confidence",
-            "entropy" or "margin", at the price of diversity (see :mod:`idlm.sampling.orders`).
+            "entropy" or "margin", at the price of diversity (see :mod:`idlm.sampling.orders`);
+            the uniform process has no order.
+        tail: how the uniform process ends: "ancestral", a last update with alpha_s = 1, or
+            "greedy", one more network call and the likeliest token at every position (see
+            :mod:`idlm.sampling.uniform`).
         stride: write in windows of the context's length, so that ``length`` may exceed it; each
             window keeps the last (context - stride) tokens and writes ``stride`` new ones.
         stop: a token id, a list of them, or "eos": a sample ends at the first one it writes.
@@ -115,6 +120,7 @@ def generate(
         top_p=top_p,
         batch_size=batch_size,
         order=order,
+        tail=tail,
         stride=stride,
         first_index=first_index,
         seed=seed,
@@ -135,11 +141,11 @@ def generate(
     stops = stop_ids(model, stop, tokenizer).to(model.device)
     if seed is None:
         seed = secrets.randbits(31)  # torch.seed() would reseed the caller's own generators
-    settings = Settings(steps, seed, temperature, top_p, order, probabilities)
+    settings = Settings(steps, seed, temperature, top_p, order, probabilities, tail)
     stride = stride or context
     started = time.perf_counter()
     batches = _batches(canvas, batch_size, context)
-    planned = [steps * len(window_bounds(width, context, stride)) for _, width in batches]
+    planned = [settings.rounds * len(window_bounds(width, context, stride)) for _, width in batches]
     tokens, lengths, nfe = canvas.tokens.clone(), canvas.lengths.clone(), 0
     with _evaluating(model), _progress(progress, sum(planned), callback) as (on_step, reach):
         for number, (index, width) in enumerate(batches):
@@ -178,7 +184,8 @@ def _evaluating(model: DiffusionLM) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # not inference_mode: what a callback keeps could then enter no computation with gradients
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)
@@ -195,10 +202,11 @@ def _progress(
     if not shown:
         yield callback, lambda steps: None
         return
+    from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("generating", total=total)
 
         def moved(state: StepState) -> None:

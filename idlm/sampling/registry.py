@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from idlm.errors import UserError
-from idlm.processes import Absorbing, Process
+from idlm.processes import Absorbing, Process, Uniform
 from idlm.sampling.ancestral import sample_ancestral
 from idlm.sampling.base import Sampler
+from idlm.sampling.uniform import sample_uniform
 
-SAMPLERS: dict[str, Sampler] = {Absorbing.name: sample_ancestral}
+SAMPLERS: dict[str, Sampler] = {
+    Absorbing.name: sample_ancestral,
+    Uniform.name: sample_uniform,
+}
 
 
 def sampler_for(process: Process) -> Sampler:

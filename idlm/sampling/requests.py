@@ -10,9 +10,17 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
+from idlm.processes import Process
 from idlm.sampling.checks import check_length
 from idlm.sampling.text_rows import Row, encoder, find_tokenizer, is_text, read_slots, read_texts
-from idlm.sampling.token_rows import is_row, read_flags, read_ids, read_rows
+from idlm.sampling.token_rows import (
+    GAP,
+    is_row,
+    read_flags,
+    read_gapped_ids,
+    read_ids,
+    read_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -20,8 +28,8 @@ class Canvas:
     """What is given and what is to be written.
 
     Attributes:
-        tokens: int64 ``[N, L]`` on the CPU; the mask id where ``write`` is True, and behind the
-            end of a row that is shorter than the longest.
+        tokens: int64 ``[N, L]`` on the CPU; :func:`blank_id` where ``write`` is True, and behind
+            the end of a row that is shorter than the longest.
         write: True where to write, bool ``[N, L]``.
         lengths: tokens of each row, int64 ``[N]``.
     """
@@ -29,6 +37,14 @@ class Canvas:
     tokens: Tensor
     write: Tensor
     lengths: Tensor
+
+
+def blank_id(process: Process) -> int:
+    """What stands where nothing is written: the mask, or V, which is no token, without one.
+
+    Only samplers decide what the network sees there.
+    """
+    return getattr(process, "mask_id", process.vocab_size)
 
 
 def make_canvas(
@@ -69,12 +85,13 @@ def make_canvas(
     else:
         rows, shared = [_row(torch.zeros(0), whole)], True
         name = "request"
+    shared = shared or len(rows) == 1
     if not shared and num_samples not in (1, len(rows)):
         raise UserError(
             f"{name} has {len(rows)} rows and num_samples is {num_samples}; give a row for each "
-            "sample, or one that is not in a list for all of them"
+            "sample, or a single one for all of them"
         )
-    return _stack(rows, num_samples if shared else len(rows), getattr(model.process, "mask_id", 0))
+    return _stack(rows, num_samples if shared else len(rows), blank_id(model.process))
 
 
 def stop_ids(model: DiffusionLM, stop: Any, tokenizer: Any) -> Tensor:
@@ -126,21 +143,18 @@ def _infill_rows(model: DiffusionLM, infill: Any, tokenizer: Any) -> tuple[list[
         rows, shared = read_texts(infill, "infill", lambda text: read_slots(text, encode))
     elif isinstance(infill, tuple) and len(infill) == 2 and all(map(is_row, infill)):
         rows, shared = _pairs(*infill)
-    elif mask_id is None:
-        raise UserError(
-            f"infill has token ids alone, but process {model.process.name!r} has no mask id to "
-            "mark what to write; pass a pair (tokens, mask) with mask True there"
-        )
     else:
-        found, shared = read_rows(infill, "infill")
-        rows = [(tokens, tokens == mask_id) for tokens in found]
+        found, shared = read_rows(infill, "infill", read_gapped_ids)
+        marks = torch.tensor([GAP] if mask_id is None else [GAP, mask_id])
+        rows = [(tokens, torch.isin(tokens, marks)) for tokens in found]
     for number, (tokens, write) in enumerate(rows):
         name = "infill" if shared else f"infill {number}"
         _check_ids(model, tokens[~write], name)
         if not bool(write.any()):
             raise UserError(
-                f"{name} has nothing to write; mark it by [MASK] or [MASK:12] in text, by the mask "
-                f"id {mask_id} in token ids, or by True in the mask of a pair (tokens, mask)"
+                f"{name} has nothing to write; mark it by [MASK] or [MASK:12] in text, by None"
+                f"{'' if mask_id is None else f' or the mask id {mask_id}'} in token ids, or by "
+                "True in the mask of a pair (tokens, mask)"
             )
     return rows, shared
 

@@ -22,6 +22,7 @@ from idlm.devices import pick_device
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.sampling.generate import GenerationOutput, generate
+from idlm.sampling.requests import blank_id
 
 T = TypeVar("T")
 
@@ -186,7 +187,7 @@ def generate_sharded(
         )
 
     parts = processes.gather(processes.together(work))
-    return _merged([p for p in parts if p is not None], getattr(model.process, "mask_id", 0))
+    return _merged([p for p in parts if p is not None], blank_id(model.process))
 
 
 def _merged(parts: Sequence[GenerationOutput], blank: int) -> GenerationOutput:

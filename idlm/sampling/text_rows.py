@@ -44,10 +44,21 @@ def encoder(model: DiffusionLM, tokenizer: Any, name: str) -> Encode:
     """Text to ids, int64 ``[L]``, without special tokens: an eos behind a prompt would end it.
 
     Raises:
-        UserError: if there is no tokenizer.
+        UserError: if there is no tokenizer; from the function returned, if a text is none.
     """
     found = find_tokenizer(model, tokenizer, f"{name} is text, which")
-    return lambda text: torch.tensor(found.encode(text, add_special_tokens=False)).long()
+
+    def encode(text: str) -> Tensor:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # half of a UTF-16 pair, or a byte of the command line that is not UTF-8
+            raise UserError(
+                f"{name} holds {text[error.start]!r}, which is no character; give it as UTF-8"
+            ) from error
+        return torch.tensor(found.encode(text, add_special_tokens=False)).long()
+
+    return encode
 
 
 def find_tokenizer(model: DiffusionLM, tokenizer: Any, name: str) -> Any:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from idlm.errors import UserError
 
+# A place to write among token ids, which a user writes as None; no vocabulary has this number.
+GAP = torch.iinfo(torch.int64).min
+
 
 def read_ids(value: Any, name: str) -> Tensor:
     """Whole numbers as int64 on the CPU, in the shape they have.
@@ -27,6 +30,17 @@ def read_ids(value: Any, name: str) -> Tensor:
             "token ids are whole numbers"
         )
     return numbers.long()
+
+
+def read_gapped_ids(value: Any, name: str) -> Tensor:
+    """Like :func:`read_ids`, but a list may hold None, which reads as :data:`GAP`.
+
+    Raises:
+        UserError: if the rest are no whole numbers.
+    """
+    if isinstance(value, list | tuple):
+        value = [GAP if item is None else item for item in value]
+    return read_ids(value, name)
 
 
 def read_flags(value: Any, name: str) -> Tensor:

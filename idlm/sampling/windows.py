@@ -93,6 +93,9 @@ def _whole_rows(callback: Callback | None, rows: Tensor, start: int, nfe: int) -
         end = start + state.tokens.shape[1]
         tokens, revealed = rows.clone(), torch.zeros_like(rows, dtype=torch.bool)
         tokens[:, start:end], revealed[:, start:end] = state.tokens, state.revealed
-        callback(replace(state, tokens=tokens, revealed=revealed, nfe=nfe + state.nfe))
+        sample = state.sample.clone()  # the sampler's own numbers the noise of the next step
+        callback(
+            replace(state, tokens=tokens, revealed=revealed, nfe=nfe + state.nfe, sample=sample)
+        )
 
     return seen

@@ -18,8 +18,8 @@ from torchmetrics import MeanMetric
 from idlm.errors import UserError
 from idlm.models import DiffusionLM, export_folder, load, load_tokenizer
 from idlm.models.cards import student_card
-from idlm.objectives.alternating import AlternatingDistillation
-from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks
+from idlm.objectives.pairing import check_pairing
 from idlm.training.checkpoints import best_checkpoint
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.networks import check_pair, reach, set_dropout, with_noise
@@ -65,7 +65,7 @@ class DistillationModule(UpdateModule):
     def __init__(
         self,
         teacher: str,
-        objective: AlternatingDistillation,
+        objective: DistillationObjective,
         *,
         student: str | None = None,
         tokenizer: str | None = None,
@@ -121,6 +121,7 @@ class DistillationModule(UpdateModule):
             return
         h = self.hparams
         self.teacher = load(h["teacher"]).requires_grad_(False)
+        check_pairing(self.objective, self.teacher.process)
         self.tokenizer = load_tokenizer(h["tokenizer"] or h["teacher"])
         start = load(h["student"]) if h["student"] else self.teacher
         check_pair(start, self.teacher)
@@ -292,6 +293,7 @@ class DistillationModule(UpdateModule):
             counts,
             metrics,
             self.data_conditions(),
+            process=self.student.process.name,
         )
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(

@@ -1,4 +1,4 @@
-"""Train a teacher: MDLM (arXiv 2406.07524) through Lightning."""
+"""Train a teacher through Lightning: MDLM (arXiv 2406.07524) or UDLM (arXiv 2412.10193)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from torchmetrics import MeanMetric
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load, load_tokenizer
 from idlm.models.cards import teacher_card
-from idlm.objectives.base import Draw
+from idlm.objectives.base import Draw, LossSum
 from idlm.objectives.mdlm import masked_nelbo
+from idlm.objectives.udlm import uniform_nelbo
+from idlm.processes import Absorbing, Uniform
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
 from idlm.training.networks import reach, set_dropout
 
 # What describes a network, and MDLM's values (methods A.5) for a new one.
 NEW: dict[str, Any] = {
+    "process": "absorbing",
     "model_length": 1024,
     "hidden_dim": 768,
     "cond_dim": 128,
@@ -31,20 +34,26 @@ NEW: dict[str, Any] = {
     "time_conditioning": False,
     "schedule": "log-linear",
 }
+# Where the uniform process differs: its networks are told the time (methods B.2).
+_NEW_UNIFORM = {**NEW, "process": "uniform", "time_conditioning": True}
+_NELBO = {Absorbing.name: masked_nelbo, Uniform.name: uniform_nelbo}
 # ... of which a network that exists can still change these.
 _CHANGEABLE = ("model_length", "dropout")
 
 
 class TeacherModule(UpdateModule):
-    """A masked diffusion language model trained by its NELBO.
+    """A masked or uniform diffusion language model trained by its NELBO.
 
     Args:
-        tokenizer: folder or hub id; V is ``len(tokenizer) + 1``, the mask being the last.
+        tokenizer: folder or hub id; V is ``len(tokenizer) + 1`` for the absorbing process, the
+            mask being the last, and ``len(tokenizer)`` for the uniform one.
         init: checkpoint to start from; it has its own sizes, and others are refused.
         model_length: context; the checkpoint's, or 1024, if not given. Also for ``init``.
         dropout: the checkpoint's, or 0.1, if not given. Also for ``init``.
+        process: ``absorbing`` or ``uniform``; the checkpoint's, or absorbing, if not given.
         hidden_dim, cond_dim, n_blocks, n_heads, time_conditioning, schedule: of a new network,
-            MDLM's if not given, see :class:`idlm.models.DiffusionConfig`.
+            MDLM's if not given, see :class:`idlm.models.DiffusionConfig`. A network of the uniform
+            process is told the time if nothing else is said.
         max_updates: length of the run; 0 leaves the end to the trainer.
         lr, betas, weight_decay, warmup, decay: AdamW and its schedule; MDLM's are 3e-4,
             (0.9, 0.999), 0, 2,500 updates and constant.
@@ -65,6 +74,7 @@ class TeacherModule(UpdateModule):
         tokenizer: str,
         *,
         init: str | None = None,
+        process: str | None = None,
         model_length: int | None = None,
         hidden_dim: int | None = None,
         cond_dim: int | None = None,
@@ -91,6 +101,8 @@ class TeacherModule(UpdateModule):
         seed: int = 0,
     ) -> None:
         super().__init__(micro_batch_size=micro_batch_size, clip=clip, seed=seed)
+        if process not in (None, *_NELBO):
+            raise UserError(f"process is {process!r}; choose one of {', '.join(_NELBO)}")
         if decay != "constant" and max_updates < 1:
             raise UserError(
                 f"decay is {decay!r} but max_updates is {max_updates}; a decaying learning rate "
@@ -115,9 +127,9 @@ class TeacherModule(UpdateModule):
             return
         h = self.hparams
         self.tokenizer = load_tokenizer(h["tokenizer"])
-        vocab_size = len(self.tokenizer) + 1
         if h["init"]:
             self.model = load(h["init"])
+            vocab_size = self._vocab_size(self.model.config.process)
             if self.model.config.vocab_size != vocab_size:
                 raise UserError(
                     f"init {h['init']!r} has vocab_size {self.model.config.vocab_size} but the "
@@ -126,7 +138,9 @@ class TeacherModule(UpdateModule):
             self._change(self.model)
         else:
             torch.manual_seed(self.seed)  # the same first weights on every process
-            sizes = {k: v if h[k] is None else h[k] for k, v in NEW.items()}
+            new = _NEW_UNIFORM if h["process"] == Uniform.name else NEW
+            sizes = {k: v if h[k] is None else h[k] for k, v in new.items()}
+            vocab_size = self._vocab_size(sizes["process"])
             self.model = DiffusionLM(DiffusionConfig(vocab_size=vocab_size, **sizes))
         self.model.set_attention(h["attention"])
         self.model.set_gradient_checkpointing(h["gradient_checkpointing"])
@@ -134,6 +148,13 @@ class TeacherModule(UpdateModule):
         if h["compile"]:
             self.model.compile_backbone()
         self.val_nelbo = MeanMetric()
+
+    def _vocab_size(self, process: str) -> int:
+        """V of the tokenizer: the absorbing process adds its mask."""
+        return len(self.tokenizer) + (process == Absorbing.name)
+
+    def _nelbo(self, model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
+        return _NELBO[model.process.name](model, tokens, draw)
 
     def _change(self, model: DiffusionLM) -> None:
         """Apply what may be changed about a network that exists; refuse the rest."""
@@ -174,8 +195,8 @@ class TeacherModule(UpdateModule):
         model = self.trained_network()
         model.train()
 
-        def loss(tokens: Tensor, draw: Draw) -> Any:
-            return masked_nelbo(model, tokens, draw)
+        def loss(tokens: Tensor, draw: Draw) -> LossSum:
+            return self._nelbo(model, tokens, draw)
 
         out = self.update(batch, loss, which=0, step=self.updates, name="teacher")
         self.ema.update_parameters(model)
@@ -194,7 +215,7 @@ class TeacherModule(UpdateModule):
         """NELBO of the EMA weights in nats per token; the same noise at every validation."""
         size = batch["input_ids"].shape[0]
         draw = Draw(batch["index"], max(size, 1), self.seed ^ 0x5EED, 0)
-        result = masked_nelbo(cast(DiffusionLM, self.ema.module), batch["input_ids"], draw)
+        result = self._nelbo(cast(DiffusionLM, self.ema.module), batch["input_ids"], draw)
         self.val_nelbo.update(result.mean, weight=result.tokens)
 
     def on_validation_epoch_end(self) -> None:

@@ -126,11 +126,21 @@ def test_a_checkpoint_may_be_exported_over_itself(folders: Folders, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_checkpoint_without_tokenizer_asks_for_one(folders: Folders, tmp_path: Path) -> None:
+def test_a_checkpoint_without_tokenizer_is_exported_without_and_out_loud(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bare = exported(folders.teacher, tmp_path / "bare", "--no-tokenizer")
     assert not (bare / "tokenizer.json").exists()
-    with pytest.raises(UserError, match="--tokenizer FOLDER, or --no-tokenizer"):
+    assert capsys.readouterr().err == ""
+    again = exported(bare, tmp_path / "out")
+    assert not (again / "tokenizer.json").exists()
+    assert "| tokenizer | none in this folder |" in (again / "README.md").read_text()
+    warned = capsys.readouterr().err
+    assert warned.startswith(f"idlm: warning: {bare} has no tokenizer, so the export has none")
+    (bare / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot be opened.*--tokenizer FOLDER, or --no-tokenizer"):
         exported(bare, tmp_path / "out")
+    (bare / "tokenizer.json").unlink()
     whole = exported(bare, tmp_path / "out", "--tokenizer", str(folders.teacher))
     assert load_tokenizer(whole).get_vocab() == load_tokenizer(folders.teacher).get_vocab()
 

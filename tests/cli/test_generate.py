@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -139,10 +140,43 @@ def test_the_bar_is_on_stderr_and_only_on_request(arguments, capsys):
     generate.run([*arguments, "--progress"])
     barred = capsys.readouterr()
     assert barred.out == plain.out
-    with generate._progress(True, 8) as callback:
-        assert callback is not None
-    with generate._progress(False, 8) as callback:
-        assert callback is None
+    assert "4/4" in barred.err
+    assert "4/4" not in plain.err
+
+
+def test_a_character_that_stdout_cannot_write_shows_as_its_number(arguments, folders, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    generate.run([*arguments, "--prompt", "the — value", "--no-progress"])
+    stream.flush()
+    assert b"the \\u2014 value" in stream.buffer.getvalue()
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_its_prompt(arguments, tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfreturn")
+    _, rows = written(tmp_path / "s", *arguments, "--prompt-file", str(tmp_path / "p.txt"))
+    assert rows[0]["prompt"] == "return"
+
+
+def test_a_pipe_can_be_the_output_and_gets_the_samples_alone(
+    arguments, tmp_path, capsys, monkeypatch
+):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        generate.run([*arguments, "--output", str(pipe)])
+        lines = os.read(reader, 1 << 16).decode().splitlines()
+    finally:
+        os.close(reader)
+    assert [json.loads(line).get("index") for line in lines] == [None, 0, 1]
+    out, err = capsys.readouterr()
+    assert out == ""  # stdout may be that pipe
+    assert "2 samples of" in err
+    assert pipe.is_fifo()
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(UserError, match=r"--output .*pipe cannot be written: no permission"):
+        generate.run([*arguments, "--output", str(pipe)])
 
 
 def test_half_precision_networks_generate_too(arguments, capsys):
@@ -301,6 +335,8 @@ def test_the_orders_of_the_option_are_those_of_the_sampler():
 MISTAKES = [
     (["--steps", "0"], "steps is 0; it must be at least 1"),
     (["--num-samples", "-1"], "num_samples is -1"),
+    (["--num-samples", "9" * 20], "; one run makes at most 100000000, and further ones"),
+    (["--length", "9" * 13, "--stride", "4"], "which no memory holds"),
     (["--num-samples", "0", "--prompt", "return"], "num_samples is 0"),
     (["--length", "0"], "length is 0; it must be at least 1"),
     (["--length", "4096"], f"length is 4096 but the model was trained on {LENGTH} tokens"),
@@ -319,11 +355,14 @@ MISTAKES = [
     (["--dtype", "int8"], "argument --dtype: invalid choice"),
     (["--stepps", "4"], "unrecognized arguments: --stepps 4"),
     (["--checkpoint", "./nowhere"], "checkpoint './nowhere' is not a folder"),
+    (["--tokenizer", ""], "has no tokenizer.json"),
     (["--tokenizer", "./nowhere"], "'./nowhere' is not a folder"),
     (["--raw"], "has no raw weights"),
     (["--prompt", LONG], f"tokens and length is {LENGTH}, which counts the prompt in"),
     (["--prompt", "return the", "--length", "2"], "tokens and length is 2"),
     (["--prompt", "a", "--prompt", LONG], "prompt 1 has "),
+    (["--prompt", "\udcff"], r"holds '\udcff', which is no character; give it as UTF-8"),
+    (["--infill", "[MASK]\udcff"], r"holds '\udcff', which is no character; give it as UTF-8"),
     (["--prompt", ""], "--prompt is empty; give some text, or leave it out"),
     (["--prompt", "a", "--prompt", ""], "--prompt is empty (number 1)"),
     (["--prompt", "two", "words", "--steps", "2"], "unrecognized arguments: words"),
@@ -375,6 +414,8 @@ def test_a_mistake_is_one_sentence_and_exit_2(arguments, extra, sentence, capsys
         ("p.jsonl", b"[1, null]", "line 1 holds no prompt"),
         ("p.jsonl", b"[1, true]", "line 1 holds no prompt"),
         ("p.jsonl", b'"a"\n[1, 2]', "mixes text and token ids"),
+        ("p.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("p.jsonl", b'"a\\ud800"', "which is no character; give it as UTF-8"),
         ("p.jsonl", b"[1, 4096]", "4096"),
     ],
 )
@@ -484,7 +525,7 @@ def test_the_callback_of_the_page_runs():
 
 def test_the_commands_of_the_page_are_understood():
     lines = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         words = shlex.split(line)
         args, _ = generate_options.parse(words[words.index("generate") + 1 :])

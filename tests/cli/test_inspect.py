@@ -126,7 +126,11 @@ def test_a_broken_network_is_warned_of_and_stays_json(
     inspect.run([str(folder), "--text", text, "--json", "--device", "cpu"])
     out, err = capsys.readouterr()
     assert json.loads(out)["nelbo"]["nats_per_token"] is None
-    assert "the NELBO is not finite" in err
+    assert "backbone.output_layer.linear.bias holds values that are not finite" in err
+    (folder / "tokenizer.json").unlink()  # then there is no NELBO to show it
+    (folder / "tokenizer_config.json").unlink()
+    inspect.run([str(folder), "--device", "cpu"])
+    assert "not finite, so the weights are damaged" in capsys.readouterr().err
 
 
 def test_rows_length_and_seed_are_those_asked_for(

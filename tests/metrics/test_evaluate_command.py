@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from idlm.cli import evaluate
 from idlm.errors import UserError
@@ -146,16 +147,40 @@ def test_a_checkpoint_is_sampled_at_every_step_count_and_seed(
     assert len(rows) == 3
 
 
+def test_of_a_lightning_file_the_average_or_the_raw_weights_are_sampled(
+    tmp_path: Path, judge_folder: Path
+) -> None:
+    from idlm.training import TeacherModule
+
+    sizes = {"model_length": 12, "hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2}
+    module = TeacherModule(str(judge_folder), **sizes)
+    module.configure_model()
+    # all that the raw network ever writes is its token 3
+    torch.nn.init.constant_(module.trained_network().backbone.output_layer.linear.bias[3:4], 50.0)
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    options = ["--tokenizer", str(judge_folder), "--evaluator", str(judge_folder)]
+    for raw in (False, True):
+        [row] = evaluated(
+            tmp_path, "--checkpoint", str(tmp_path / "last.ckpt"), *options, *["--raw"] * raw
+        )["results"]
+        assert row["raw"] is raw
+        assert row["revision"].startswith("sha256:")
+        assert (row["entropy"] == 0.0) is raw
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
         ([], "give either --samples FILE... .* or --checkpoint"),
         (["--samples", "a", "--checkpoint", "b"], "give either --samples"),
         (["--samples", "none.jsonl"], "cannot be read"),
+        (["--samples", "a", "--raw"], "--raw chooses weights of --checkpoint, and there is none"),
         (["--samples", "a", "--eos", "first"], "invalid choice: 'first'"),
         (["--samples", "a", "--batch-size", "0"], "--batch-size is 0: it must be 1 or more"),
         (["--samples", "a", "--batch-size", "x"], "invalid int value: 'x'"),
-        (["--samples", "a", "--output", "/"], "--output / cannot be written"),
+        (["--samples", "a", "--output", "/"], "--output / is a folder; name a file"),
         (["--sample", "a"], "unrecognized arguments"),
     ],
 )

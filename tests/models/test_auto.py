@@ -139,6 +139,11 @@ def test_precision_is_fp32_unless_asked_for(make: Make, tmp_path: Path) -> None:
     assert read(folder, dtype="bfloat16").dtype == torch.bfloat16
     assert read(folder, torch_dtype=torch.float64, device_map="cpu").dtype == torch.float64
     assert read(folder, device_map={"": "cpu"}).device.type == "cpu"
+    assert read(folder, attn_implementation="sdpa").dtype == torch.float32
+    with pytest.raises(UserError, match=r"one given beside it .*half precision"):
+        read(folder, dtype="half precision")
+    with pytest.raises(UserError, match="dtype is 'int8'; use float32"):
+        DiffusionLM.from_pretrained(folder, dtype="int8")
 
 
 def test_arguments_without_effect_are_refused(make: Make, tmp_path: Path) -> None:

@@ -15,8 +15,15 @@ from torch import Tensor
 from idlm.data import train_bpe
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
-from idlm.models.cards import Card, teacher_card
-from idlm.models.describe import describe, describe_files, method_of, sanity_nelbo, text_rows
+from idlm.models.cards import AVERAGED, RAW, Card, teacher_card
+from idlm.models.describe import (
+    describe,
+    describe_files,
+    kind_of_weights,
+    method_of,
+    sanity_nelbo,
+    text_rows,
+)
 from idlm.objectives.base import Draw
 from idlm.objectives.mdlm import masked_nelbo
 from tests.tiny_models import SENTENCES
@@ -141,6 +148,14 @@ def test_files_are_described_as_they_are_stored(make: Make, tmp_path: Path, layo
     assert facts["dtype"] == {"bfloat16": 30, "float32": 1}  # the rotary frequencies
     assert facts["bytes"] == len(data)
     assert facts["sha256"] == {"model.safetensors": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_kind_of_weights_is_what_our_own_card_says(averaged: bool) -> None:
+    card = Card.parse(teacher_card({}, 3, {}, {}, averaged=averaged))
+    assert kind_of_weights(card) == (AVERAGED if averaged else RAW)
+    card.front["library_name"] = "other"
+    assert kind_of_weights(card) == kind_of_weights(None) == "not stated"
 
 
 def test_the_method_is_what_our_own_card_says() -> None:

@@ -171,6 +171,8 @@ def test_each_sequence_gets_its_own_time(make: Make, tokens: Tensor) -> None:
 def test_a_time_conditioned_network_insists_on_its_time(make: Make, tokens: Tensor) -> None:
     with pytest.raises(UserError, match="conditioned on time but timesteps is None; pass sigma_t"):
         make(time_conditioning=True)(tokens)
+    with pytest.raises(UserError, match=r"timesteps has shape \(3,\) for 2 sequences"):
+        make(time_conditioning=True)(tokens, torch.ones(3))
 
 
 def test_rotation_pairs_the_two_halves_and_leaves_position_zero() -> None:
@@ -274,7 +276,7 @@ def test_impossible_sizes_are_refused() -> None:
         DiffusionConfig(hidden_dim=16, n_heads=3)
     with pytest.raises(UserError, match="hidden_dim 6 with n_heads 2 gives no even head size"):
         DiffusionConfig(hidden_dim=6, n_heads=2)
-    with pytest.raises(UserError, match="latent_global is -1 and latent_position is 0; both are"):
+    with pytest.raises(UserError, match="latent_global is -1; it must be a whole number, 0"):
         DiffusionConfig(latent_global=-1)
 
 

@@ -302,6 +302,18 @@ def test_an_average_unlike_any_raw_weights_is_not_taken_for_a_permuted_one(
     assert torch.equal(read_lightning(path)[1][NORM], average[NORM])
 
 
+def test_parameters_of_a_few_numbers_are_not_taken_for_permuted_ones(
+    make: Make, tmp_path: Path
+) -> None:
+    raw = make(hidden_dim=4).state_dict()
+    average = dict(raw)
+    first, second = "backbone.blocks.0.norm1.weight", NORM
+    average[first], average[second] = raw[second], raw[first]  # as chance does to 4 numbers
+    config = settings(model__hidden_size=4)
+    path = write(tmp_path / "x.ckpt", raw, parameters(average), config)
+    assert torch.equal(read_lightning(path)[1][first], raw[second])
+
+
 def test_an_average_that_was_never_updated_is_said_to_be_the_start(
     make: Make, tmp_path: Path
 ) -> None:

@@ -156,6 +156,27 @@ def test_a_setting_that_means_nothing_is_refused(
         idlm.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("process", ["absorbing"], r"process is \['absorbing'\]; it must be the name"),
+        ("schedule_eps", "0.001", r"schedule_eps is '0.001'; it must be a number in \[0, 1\)"),
+        ("latent_global", 1.5, "latent_global is 1.5; it must be a whole number, 0"),
+        ("latent_position", True, "latent_position is True; it must be a whole number, 0"),
+        ("n_blocks", True, "n_blocks is True; it must be a whole number, 1"),
+        ("num_labels", "x", r"cannot take a setting in the config.json of .*\('str'"),
+    ],
+)
+def test_a_setting_of_our_own_layout_that_means_nothing_is_refused(
+    make: Make, tmp_path: Path, name: str, value: object, told: str
+) -> None:
+    folder = export_folder(make(), tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(UserError, match=told):
+        idlm.load(folder)
+
+
 def duo(make: Make) -> DiffusionLM:
     return make(process="uniform", time_conditioning=True)
 
@@ -340,7 +361,19 @@ def test_all_differences_between_weights_and_config_come_in_one_message(
     )
     assert "unexpected: backbone.blocks.7.norm1.weight" in message
     assert "backbone.vocab_embed.embedding is (14, 16) instead of (13, 16)" in message
-    assert "do not fit its config.json" in message
+    assert "do not fit its configuration" in message
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_dim", "cond_dim"])
+def test_an_absurd_size_is_told_before_memory_is_asked_for_it(
+    name: str, make: Make, tmp_path: Path
+) -> None:
+    folder = publish(make(), tmp_path / "mdlm")
+    config = json.loads((folder / "config.json").read_text())
+    config[name] = 10**12
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"its configuration: wrongly shaped|sizes beyond any"):
+        idlm.load(folder)
 
 
 def test_a_truncated_file_is_named(make: Make, tmp_path: Path) -> None:
@@ -396,6 +429,10 @@ def test_a_config_that_is_no_json_object_is_named(make: Make, tmp_path: Path, te
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json is not .*download it again"):
         idlm.load(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(Is a directory\)"):
+        idlm.load(folder)
 
 
 def test_a_model_of_another_kind_is_refused_by_its_name(make: Make, tmp_path: Path) -> None:
@@ -408,6 +445,15 @@ def test_a_model_of_another_kind_is_refused_by_its_name(make: Make, tmp_path: Pa
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "~/nowhere", "a/b/c"])
 def test_a_path_that_is_no_folder_gets_a_sentence(name: str) -> None:
     with pytest.raises(UserError, match=r"is not a folder; give a folder with config\.json and"):
+        idlm.load(name)
+
+
+@pytest.mark.parametrize("name", ["runs/last.ckpt", "last.ckpt", "/nowhere/last.ckpt"])
+def test_a_lightning_file_that_is_not_there_is_not_looked_for_on_the_hub(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("idlm.models.files.hub_reachable", lambda: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match=f"there is no checkpoint '{name}'; check the path"):
         idlm.load(name)
 
 
@@ -435,6 +481,11 @@ def test_an_unknown_device_and_a_revision_of_a_folder_are_refused(
     folder = publish(make(), tmp_path / "mdlm")
     with pytest.raises(UserError, match="device 'gpu' is unknown"):
         idlm.load(folder, device="gpu")
+    with pytest.raises(UserError, match="device 'cuda:99' is not here"):
+        idlm.load(folder, device=99)
+    assert idlm.load(folder, dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(UserError, match=r"dtype is torch\.int8; use float32"):
+        idlm.load(folder, dtype=torch.int8)
     with pytest.raises(UserError, match=r"revision is 'main' but .* is on this machine"):
         idlm.load(folder, revision="main")
 

@@ -111,7 +111,12 @@ def test_numbers_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("{", "is no JSON"), ("[]", "is no results file"), ('{"results": 3}', "is no results file")],
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no results file"),
+        ('{"results": 3}', "is no results file"),
+        ('{"results": [{"evaluation": [1]}]}', "is no results file"),
+    ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "x.json").write_text(text)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from idlm.models import Latent
-from idlm.processes import Absorbing
+from idlm.processes import Absorbing, Process, Uniform
 
 
 class Table(nn.Module):
@@ -19,12 +19,13 @@ class Table(nn.Module):
     Args:
         logits: ``[S, L, V]`` with one row per state, S = V**L, or S = 1 for a table that ignores
             the state. Its gradient is the gradient with respect to the network's logits.
+        process: the absorbing process if not given.
     """
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: Tensor, process: Process | None = None) -> None:
         super().__init__()
         self.logits = nn.Parameter(logits.double().clone())
-        self.process = Absorbing(logits.shape[-1])
+        self.process = process or Absorbing(logits.shape[-1])
         self.times: list[Tensor | None] = []
         self.latents: list[Any] = []
 
@@ -74,5 +75,21 @@ def table() -> MakeTable:
         generator = torch.Generator().manual_seed(seed)
         rows = vocab**length if context else 1
         return Table(2 * torch.randn(rows, length, vocab, generator=generator, dtype=torch.float64))
+
+    return build
+
+
+@pytest.fixture
+def uniform_table() -> MakeTable:
+    """The same for the uniform process: random logits, or given probabilities ``[S, V]``, L = 1."""
+
+    def build(vocab: int = 3, length: int = 1, *, seed: int = 0, probs: Any = None) -> Table:
+        if probs is not None:
+            p = torch.as_tensor(probs, dtype=torch.float64)
+            return Table(p.log().unsqueeze(1), Uniform(p.shape[-1]))
+        generator = torch.Generator().manual_seed(seed)
+        shape = (vocab**length, length, vocab)
+        logits = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return Table(logits, Uniform(vocab))
 
     return build

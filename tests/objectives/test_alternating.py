@@ -399,6 +399,38 @@ def test_idlm_and_dmmd_are_two_settings_of_one_objective(table: MakeTable) -> No
     assert len(seen) == 8  # and no setting is idle
 
 
+# what each setting gave when the masked process was the only one: loss and sum of |gradient|
+GOLDEN = {
+    "idlm": [(-32.25276909089467, 20.636811840147335), (82.46628061752588, 64.0741107635227)],
+    "tied": [(-92.60312400623832, 23.194283726102057), (140.8445266496857, 70.27206866189012)],
+    "dmmd": [(-18.804303076402345, 29.556447697356923), (125.8435053622869, 65.23268606609474)],
+    "flat": [(-13.057089759569855, 20.354469317812256), (61.79101779733981, 33.16913321421948)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("idlm", IDLM()),
+        ("tied", IDLM(time_draws="tied")),
+        ("dmmd", DMMD(target_steps=4)),
+        ("flat", DMMD(weighting="flat", anchor=0.5)),
+    ],
+)
+def test_the_masked_losses_are_the_ones_they_always_were(
+    table: MakeTable, name: str, objective: AlternatingDistillation
+) -> None:
+    tokens, draw = (torch.arange(60) % 2).reshape(20, 3), draw_of(20, seed=3, step=4)
+    losses = ((objective.student_loss, "student"), (objective.auxiliary_loss, "fake"))
+    for (loss, trained), (value, gradient) in zip(losses, GOLDEN[name], strict=True):
+        trio = networks(table)
+        total = loss(trio, tokens, draw).total
+        total.backward()
+        assert total.item() == pytest.approx(value, rel=1e-12)  # fp64
+        size = float(getattr(trio, trained).logits.grad.abs().sum())
+        assert size == pytest.approx(gradient, rel=1e-12)
+
+
 def test_flat_weighting_counts_every_masked_position_once(table: MakeTable) -> None:
     trio, tokens, draw = networks(table), torch.randint(0, 2, (30, 3)), draw_of(30)
     objective = AlternatingDistillation(weighting="flat", anchor=0.0)

@@ -140,6 +140,21 @@ def test_without_being_asked_the_callback_gets_no_probabilities(make: Make) -> N
     assert [state.probabilities for state in states] == [None] * 3
 
 
+def test_what_a_callback_keeps_is_its_own_and_can_enter_a_gradient(make: Make) -> None:
+    model = make()
+    states: list[StepState] = []
+
+    def spoil(state: StepState) -> None:
+        states.append(state)
+        for tensor in (state.tokens, state.revealed, state.sample):
+            tensor.zero_()
+
+    plain = idlm.generate(model, 3, 16, 5, seed=0, first_index=4)
+    spoiled = idlm.generate(model, 3, 16, 5, seed=0, first_index=4, callback=spoil)
+    assert torch.equal(spoiled.tokens, plain.tokens)
+    model(states[0].tokens).logits.sum().backward()
+
+
 def test_the_callback_knows_which_samples_it_sees(make: Make) -> None:
     states: list[StepState] = []
     out = idlm.generate(

@@ -148,6 +148,17 @@ def test_one_slot_costs_one_call_and_the_given_rest_nothing(make: Make) -> None:
     assert out.tokens_per_call == 1 / out.nfe
 
 
+def test_a_single_row_serves_all_samples_in_whatever_it_is_wrapped(make: Make) -> None:
+    model = make()
+    row = [1, MASK, 2, MASK]
+    for given in ({"prompt": [1, 2]}, {"infill": row}):
+        ((name, bare),) = given.items()
+        expected = idlm.generate(model, 3, steps=4, seed=0, **{name: bare})
+        for wrapped in ([bare], torch.tensor([bare]), np.array([bare])):
+            out = idlm.generate(model, 3, steps=4, seed=0, **{name: wrapped})
+            assert torch.equal(out.tokens, expected.tokens)
+
+
 def test_what_is_given_changes_what_is_written(make: Make) -> None:
     model = make()
     one, other = (

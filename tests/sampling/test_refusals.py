@@ -38,11 +38,20 @@ class Letters:
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"length": 0}, "length is 0; it must be at least 1"),
         ({"length": 17}, "length is 17 but the model was trained on 16 tokens; ask for 16 or few"),
+        ({"num_samples": 10**12}, "num_samples is 1000000000000 and length is 16, which no memory"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1, or left out"),
+        (
+            {"batch_size": 2.5},
+            "batch_size is 2.5; it must be a whole number of at least 1, or left",
+        ),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; it must be below 2\^64"),
         ({"first_index": -1}, "first_index is -1; it must be at least 0"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0 and finite"),
         ({"temperature": float("inf")}, "temperature is inf; it must be above 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan; it must be above 0 and finite"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
+        ({"top_p": None}, "top_p is None; it must be a number"),
         ({"top_p": 0.0}, r"top_p is 0.0; it must be in \(0, 1\]"),
         ({"top_p": 1.01}, r"top_p is 1.01; it must be in \(0, 1\]"),
         ({"top_p": float("nan")}, r"top_p is nan; it must be in \(0, 1\]"),
@@ -70,6 +79,7 @@ class Letters:
         ({"prompt": [[1], [2]], "num_samples": 3}, "prompt has 2 rows and num_samples is 3"),
         ({"prompt": ["a", [1]]}, r"prompt mixes text with \[1\]; give all as text or all as ids"),
         ({"prompt": "az"}, "prompt holds the token id 25; the model's tokens are 0 to 11"),
+        ({"prompt": "a\ud800"}, r"prompt holds '\\ud800', which is no character; give it as UTF-8"),
         # infills
         ({"infill": SLOT, "prompt": [1]}, "prompt and infill are both given"),
         ({"infill": SLOT, "length": 3}, "length is 3 but infill 0 has 2 tokens; leave length out"),
@@ -125,7 +135,9 @@ def test_text_without_a_tokenizer_is_refused(
 
 
 def test_a_process_without_a_sampler_is_refused(make: Make) -> None:
+    model = make()
+    model.process.name = "continuous"
     with pytest.raises(
-        UserError, match=r"process is 'uniform', which has no sampler; .* absorbing"
+        UserError, match=r"process is 'continuous', which has no sampler; .* absorbing, uniform"
     ):
-        idlm.generate(make(process="uniform"))
+        idlm.generate(model)

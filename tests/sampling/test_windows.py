@@ -202,4 +202,4 @@ def test_a_progress_bar_ends_full_although_samples_ended_early(
     idlm.generate(
         make(), 4, 64, 2, stride=8, seed=0, stop=list(range(12)), progress=True, batch_size=3
     )
-    assert "28/28" in capsys.readouterr().out  # two batches of seven windows of two steps
+    assert "28/28" in capsys.readouterr().err  # two batches of seven windows of two steps

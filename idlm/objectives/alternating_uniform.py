@@ -1,0 +1,222 @@
+"""The alternating objective on the uniform process: every position is noised, and every one counts.
+
+The steps are those of :mod:`idlm.objectives.alternating` (D-MMD, arXiv 2603.20155, uniform case;
+methods E). Two things differ from the masked case. A state does not tell whether it is clean, so
+the sums run over all positions. And z depends on the very token that was drawn, so the fake
+model's target is that token: E[x | z] is not the mean of the student's probabilities given z.
+
+What a network of the uniform process predicts is not E[x | z]. The NELBO of UDLM and Duo is least
+where the prediction at a position is the law of its token given the *other* positions: the state
+of its own position enters that loss by itself. D-MMD matches E[x | z], so each prediction is first
+multiplied by q(z_l | x_l), see :func:`given_state`. The student's draws from that, followed by the
+posterior, then have exactly the law of Duo's sampler, which plugs the prediction itself into the
+posterior, at any number of steps.
+
+The student's loss keeps the paper's soft probabilities, <G, log teacher(z) - log fake(z)>. With
+the fake model at its optimum and p = E[G | z] that is sum_v p_v log((P_v + q_v) / 2 q_v), where
+P = E[x | z] and q is the teacher; p = P, and with it a divergence, for a student that is sure of
+each token.
+
+No table of ``[B, L, V]`` is ever held: see :mod:`idlm.objectives.chunks`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from idlm.models.modeling import DiffusionLM
+from idlm.objectives.base import Draw, LossSum, Networks, mean
+from idlm.objectives.chunks import over_positions
+from idlm.processes import Uniform
+from idlm.random import Stream
+from idlm.sampling.categorical import draw as draw_categorical
+
+if TYPE_CHECKING:
+    from idlm.objectives.alternating import AlternatingDistillation
+
+
+class UniformSimulation(NamedTuple):
+    """One pass of the student and the state it leads to.
+
+    Attributes:
+        hidden: the student's features, with gradient, ``[B, L, D]``.
+        z_in: the student's input, int64 ``[B, L]``.
+        x: the tokens drawn from the student, int64 ``[B, L]``.
+        z: re-noised state, int64 ``[B, L]``.
+        t_in: times of the student's input, ``[B]``.
+        time: times of ``z``, ``[B]``.
+    """
+
+    hidden: Tensor
+    z_in: Tensor
+    x: Tensor
+    z: Tensor
+    t_in: Tensor
+    time: Tensor
+
+
+def given_state(process: Uniform, log_p: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """log E[x | z] from a network's prediction: Bayes with what a position's own state says.
+
+    P(x_l | z) is proportional to P(x_l | z at other positions) q(z_l | x_l), and q(z_l | x_l) is
+    1 + K alpha / (1 - alpha) times larger for x_l = z_l than for every other token.
+
+    Args:
+        process: the uniform process.
+        log_p: the network's log-probabilities, ``[B, L, V]``.
+        z: the states it saw, ``[B, L]``.
+        t: their times, ``[B]``, above 0.
+
+    Returns:
+        Log-probabilities ``[B, L, V]`` in nats.
+    """
+    alpha = process.schedule.alpha(t.double())
+    more = torch.log1p(process.vocab_size * alpha / (1.0 - alpha)).to(log_p.dtype)
+    more = more.reshape(-1, 1, 1).expand(*z.shape, 1)
+    return torch.log_softmax(log_p.scatter_add(-1, z.unsqueeze(-1), more), dim=-1)
+
+
+def simulate(
+    objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
+) -> UniformSimulation:
+    """Run the student on noised data, draw a token at every position and re-noise them.
+
+    Args:
+        objective: its times and how it re-noises.
+        student: the generator; it may have a latent, though z_in is random enough (methods E.4).
+        tokens: clean tokens, int64 ``[B, L]``.
+        draw: names the randomness.
+    """
+    process = cast(Uniform, student.process)
+    length = tokens.shape[1]
+    t_in, t_out = objective.times(draw)
+    z_in = process.corrupt(tokens, t_in, draw.uniform(length, stream=Stream.CORRUPT))
+    latent = student.sample_latent(draw.sample, length, seed=draw.seed, step=draw.step)
+    hidden = student.features(z_in, process.schedule.sigma(t_in), latent)
+
+    def drawn(hidden: Tensor, z: Tensor, noise: Tensor) -> tuple[Tensor]:
+        log_g = given_state(process, process.log_probs(student.head(hidden), z), z, t_in)
+        return (draw_categorical(log_g, noise),)
+
+    with torch.no_grad():
+        noise = draw.uniform(length, stream=Stream.TOKEN)
+        (x,) = over_positions(drawn, hidden, z_in, noise, vocab_size=process.vocab_size)
+        noise = draw.uniform(length, stream=Stream.RENOISE)
+        if objective.renoise == "fresh":
+            z = process.corrupt(x, t_out, noise)
+        else:
+            z = draw_posterior(process, x, z_in, t_out, t_in, noise)
+    return UniformSimulation(hidden, z_in, x, z, t_in, t_out)
+
+
+def draw_posterior(
+    process: Uniform, x: Tensor, z_t: Tensor, s: Tensor, t: Tensor, noise: Tensor
+) -> Tensor:
+    """Draw z_s ~ q(z_s | x, z_t) for hard ``x`` with one number per position and no table.
+
+    The posterior is a mixture of three laws (methods B.1): stay at z_t, jump to x, and uniform
+    over all states, with weights K alpha_t 1[x = z_t] + alpha_{t|s} - alpha_t,
+    alpha_s - alpha_t and (1 - alpha_{t|s}) (1 - alpha_s), which sum to
+    K alpha_t 1[x = z_t] + 1 - alpha_t.
+
+    Args:
+        process: the uniform process.
+        x: clean tokens, int64 ``[B, L]``.
+        z_t: states, int64 ``[B, L]``.
+        s: earlier times ``[B]``.
+        t: later times ``[B]``.
+        noise: float64 uniforms in ``[0, 1)``, ``[B, L]``.
+
+    Returns:
+        int64 ``[B, L]``.
+    """
+    k = process.vocab_size
+    alpha_s, alpha_t = (process.schedule.alpha(time).double().unsqueeze(-1) for time in (s, t))
+    step = alpha_t / alpha_s
+    same = k * alpha_t * (x == z_t)
+    anywhere = (1.0 - step) * (1.0 - alpha_s)
+    u = noise * (same + 1.0 - alpha_t)
+    # the part of the number that decided is uniform again, and says where "anywhere" is
+    state = (u / anywhere * k).long().clamp(max=k - 1)
+    jumped = torch.where(u < anywhere + alpha_s - alpha_t, x, z_t)
+    return torch.where(u < anywhere, state, jumped)
+
+
+def auxiliary_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """w [ CE(x | fake) + anchor CE(teacher | fake) ] summed, x the drawn token (E.2)."""
+    process = cast(Uniform, networks.fake.process)
+    with torch.no_grad():
+        state = simulate(objective, networks.student, tokens, draw)
+        teacher = _features(networks.teacher, state) if objective.anchor else None
+    fake = _features(networks.fake, state)
+
+    def cross_entropy(
+        fake: Tensor, x: Tensor, z: Tensor, teacher: Tensor | None = None
+    ) -> tuple[Tensor]:
+        log_fake = process.log_probs(networks.fake.head(fake), z)
+        log_fake = given_state(process, log_fake, z, state.time)
+        cross = -log_fake.gather(-1, x.unsqueeze(-1)).squeeze(-1)
+        if teacher is not None:
+            with torch.no_grad():
+                target = _teacher(objective, networks, teacher, z, state.time).exp()
+            cross = cross - objective.anchor * (target * log_fake).sum(-1)
+        return (cross,)
+
+    tables = [fake, state.x, state.z, *([] if teacher is None else [teacher])]
+    (cross,) = over_positions(cross_entropy, *tables, vocab_size=process.vocab_size)
+    total = (_weights(objective, process, state) * cross).sum()
+    return LossSum(total, tokens.numel(), {"fake_ce": mean(cross.detach())})
+
+
+def student_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """-w <G, log teacher - log fake> over all positions, gradient through G alone (E.2)."""
+    process = cast(Uniform, networks.student.process)
+    state = simulate(objective, networks.student, tokens, draw)
+    with torch.no_grad():
+        teacher, fake = (_features(m, state) for m in (networks.teacher, networks.fake))
+
+    def score(
+        student: Tensor, z_in: Tensor, teacher: Tensor, fake: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_g = process.log_probs(networks.student.head(student), z_in)
+        log_g = given_state(process, log_g, z_in, state.t_in)
+        with torch.no_grad():
+            log_fake = process.log_probs(networks.fake.head(fake), z)
+            gap = _teacher(objective, networks, teacher, z, state.time)
+            gap = gap - given_state(process, log_fake, z, state.time)
+            entropy = -(log_g.exp() * log_g).sum(-1)
+        return -(log_g.exp() * gap).sum(-1), entropy
+
+    tables = (state.hidden, state.z_in, teacher, fake, state.z)
+    per_token, entropy = over_positions(score, *tables, vocab_size=process.vocab_size)
+    total = (_weights(objective, process, state) * per_token).sum()
+    return LossSum(total, tokens.numel(), {"student_entropy": mean(entropy.detach())})
+
+
+def _teacher(
+    objective: AlternatingDistillation, networks: Networks, hidden: Tensor, z: Tensor, t: Tensor
+) -> Tensor:
+    """log E[x | z] of the teacher; sharpened first, as a sampler sharpens the prediction."""
+    process = cast(Uniform, networks.teacher.process)
+    log_p = process.log_probs(networks.teacher.head(hidden), z)
+    return given_state(process, objective.sharpening(log_p), z, t)
+
+
+def _features(model: DiffusionLM, state: UniformSimulation) -> Tensor:
+    return model.features(state.z, model.process.schedule.sigma(state.time))
+
+
+def _weights(
+    objective: AlternatingDistillation, process: Uniform, state: UniformSimulation
+) -> Tensor:
+    """w for each sequence, ``[B, 1]``."""
+    nelbo = objective.weighting == "nelbo"
+    weight = process.schedule.weight(state.time) if nelbo else torch.ones_like(state.time)
+    return weight.unsqueeze(-1)
