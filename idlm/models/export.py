@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,9 @@ def export_folder(
         UserError: if the folder holds something else than a checkpoint, the layout cannot
             represent the network, or the dtype cannot hold its weights.
     """
-    target = check_replaceable(folder)
     config = config_json(model.config, layout, dtype)
     weights = _weights(model, dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with replacing(folder) as staging:
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (staging / "config.json").write_text(text, encoding="utf-8")
@@ -60,6 +59,23 @@ def export_folder(
             tokenizer.save_pretrained(staging)
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
+    return Path(folder).absolute()
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """An empty folder to write a checkpoint into, put in the place of ``folder`` at the end.
+
+    If the body fails, what was there stays as it was and what was written is removed.
+
+    Raises:
+        UserError: as :func:`check_replaceable`.
+    """
+    target = check_replaceable(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
         os.chmod(staging, 0o755)
         for path in staging.iterdir():  # safetensors writes for the owner alone
             os.chmod(path, 0o644)
@@ -67,7 +83,6 @@ def export_folder(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return target
 
 
 def check_replaceable(folder: str | Path) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from idlm.errors import UserError
+from idlm.models.export import replacing
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -87,31 +86,13 @@ def write_folder(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder} holds files but no config.json, so it is not an earlier export: "
-            "name an empty or new folder"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
+    with replacing(folder) as staging:
         stored = copy.deepcopy(model)
         torch.nn.Module.to(stored, device="cpu", dtype=DTYPES[dtype])
-        _save_quietly(stored, fresh)
-        tokenizer.save_pretrained(fresh)
-        (fresh / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-    except BaseException:
-        if old.exists():  # the last rename failed: the previous export goes back
-            os.replace(old, folder)
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
+        _save_quietly(stored, staging)
+        tokenizer.save_pretrained(staging)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+    return Path(folder).absolute()
 
 
 def _save_quietly(model: PreTrainedModel, folder: Path) -> None:

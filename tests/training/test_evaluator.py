@@ -139,7 +139,7 @@ def test_export_never_replaces_a_folder_that_is_not_an_export(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     module = EvaluatorModule(tokenizer_folder, **SIZES)
-    with pytest.raises(UserError, match="is not an earlier export"):
+    with pytest.raises(UserError, match="is no earlier export"):
         module.export(tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
