@@ -106,10 +106,7 @@ def normal(
     Arguments as :func:`uniform`; ``[B, *shape]``, float32 by default.
     """
     w0, w1, _, _ = _words(shape, sample, seed, step, stream)
-    # u in (0, 1]: the logarithm stays finite.
-    radius = torch.sqrt(-2.0 * torch.log((w0.to(torch.float64) + 1.0) / 4294967296.0))
-    angle = (2.0 * math.pi / 4294967296.0) * w1.to(torch.float64)
-    value = radius * torch.cos(angle)
+    value, _ = _box_muller(w0, w1)
     return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
 
 
@@ -122,13 +119,19 @@ def dense_normal(
     """
     items = math.prod(shape)
     words = _words((-(-items // 4),), sample, seed, step, stream)
-    pairs = []
+    pairs: list[Tensor] = []
     for first, second in (words[:2], words[2:]):
-        radius = torch.sqrt(-2.0 * torch.log((first.to(torch.float64) + 1.0) / 4294967296.0))
-        angle = (2.0 * math.pi / 4294967296.0) * second.to(torch.float64)
-        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+        pairs += _box_muller(first, second)
     value = torch.stack(pairs, -1).flatten(1)[:, :items]
     return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
+
+
+def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent normals, float64, from two 32-bit words of any one shape."""
+    # u in (0, 1]: the logarithm stays finite.
+    radius = torch.sqrt(-2.0 * torch.log((first.to(torch.float64) + 1.0) / 4294967296.0))
+    angle = (2.0 * math.pi / 4294967296.0) * second.to(torch.float64)
+    return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
 def permutation(size: int, *, seed: int, step: int, stream: int = Stream.PERMUTE) -> Tensor:

@@ -45,7 +45,7 @@ from idlm.objectives.base import (
 )
 from idlm.objectives.pairing import check_pairing
 from idlm.objectives.sharpening import Sharpening
-from idlm.processes import Absorbing
+from idlm.processes import Absorbing, Process
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
@@ -185,11 +185,14 @@ class AlternatingDistillation(DistillationObjective):
         check_pairing(self, process)
         return not isinstance(process, Absorbing)
 
+    def weights(self, process: Process, time: Tensor) -> Tensor:
+        """w of a state at each of the times ``[B]``, ``[B]``."""
+        nelbo = self.weighting == "nelbo"
+        return process.schedule.weight(time) if nelbo else torch.ones_like(time)
+
     def _weights(self, process: Absorbing, state: Simulation) -> Tensor:
         """w at each scored position, ``[S]``."""
-        nelbo = self.weighting == "nelbo"
-        weight = process.schedule.weight(state.time) if nelbo else torch.ones_like(state.time)
-        return row_weights(weight, state.scored)
+        return row_weights(self.weights(process, state.time), state.scored)
 
     @staticmethod
     def _expect(state: Simulation, tokens: Tensor, values: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def auxiliary_loss(
 
     tables = [fake, state.x, state.z, *([] if teacher is None else [teacher])]
     (cross,) = over_positions(cross_entropy, *tables, vocab_size=process.vocab_size)
-    total = (_weights(objective, process, state) * cross).sum()
+    total = (objective.weights(process, state.time).unsqueeze(-1) * cross).sum()
     return LossSum(total, tokens.numel(), {"fake_ce": mean(cross.detach())})
 
 
@@ -196,7 +196,7 @@ def student_loss(
 
     tables = (state.hidden, state.z_in, teacher, fake, state.z)
     per_token, entropy = over_positions(score, *tables, vocab_size=process.vocab_size)
-    total = (_weights(objective, process, state) * per_token).sum()
+    total = (objective.weights(process, state.time).unsqueeze(-1) * per_token).sum()
     return LossSum(total, tokens.numel(), {"student_entropy": mean(entropy.detach())})
 
 
@@ -211,12 +211,3 @@ def _teacher(
 
 def _features(model: DiffusionLM, state: UniformSimulation) -> Tensor:
     return model.features(state.z, model.process.schedule.sigma(state.time))
-
-
-def _weights(
-    objective: AlternatingDistillation, process: Uniform, state: UniformSimulation
-) -> Tensor:
-    """w for each sequence, ``[B, 1]``."""
-    nelbo = objective.weighting == "nelbo"
-    weight = process.schedule.weight(state.time) if nelbo else torch.ones_like(state.time)
-    return weight.unsqueeze(-1)

@@ -22,6 +22,11 @@ def check_pairing(objective: DistillationObjective, process: Process) -> None:
     if process.name in objective.processes:
         return
     name = type(objective).__name__
+    if not objective.processes:
+        raise UserError(
+            f"{name} names no process that it is defined for; list them in its class attribute "
+            f"processes, for this model ({process.name!r},)"
+        )
     others = [kind.__name__ for kind in _objectives() if process.name in kind.processes]
     choice = f"choose one of {', '.join(others)}, or " if others else ""
     raise UserError(

@@ -36,9 +36,9 @@ NEW: dict[str, Any] = {
 }
 # Where the uniform process differs: its networks are told the time (methods B.2).
 _NEW_UNIFORM = {**NEW, "process": "uniform", "time_conditioning": True}
-_NELBO = {Absorbing.name: masked_nelbo, Uniform.name: uniform_nelbo}
-# ... of which a network that exists can still change these.
+# What of it a network that exists can still change.
 _CHANGEABLE = ("model_length", "dropout")
+_NELBO = {Absorbing.name: masked_nelbo, Uniform.name: uniform_nelbo}
 
 
 class TeacherModule(UpdateModule):

@@ -38,6 +38,14 @@ def test_a_pairing_passes_if_it_is_defined_and_is_refused_with_what_to_choose_if
     assert sorted(offered) == sorted(k.__name__ for k, p in DEFINED if p is process)
 
 
+def test_an_objective_that_names_no_process_is_told_where_to() -> None:
+    class Silent(AlternatingDistillation):
+        processes = ()
+
+    with pytest.raises(UserError, match=r"Silent names no process .* processes, .*'uniform',\)"):
+        check_pairing(Silent(), Uniform(5))
+
+
 def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
     assert pairing_table() in (repo_dir() / "docs" / "methods.md").read_text()
 

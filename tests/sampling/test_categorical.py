@@ -71,6 +71,19 @@ def test_no_noise_runs_off_the_end(size: int, dtype: torch.dtype) -> None:
     assert 0 <= int(tokens.min()) <= int(tokens.max()) < size
 
 
+@pytest.mark.parametrize("power", [2, 3, 4])
+@pytest.mark.parametrize("branches", [_BRANCHES - 1, _BRANCHES, _BRANCHES + 1])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_the_tree_holds_every_token_where_it_is_full_or_one_too_small(
+    power: int, branches: int, more: int
+) -> None:
+    size = branches**power + more
+    for token in (0, branches, size - 1):
+        log_p = torch.full((size,), -math.inf, dtype=torch.float64)
+        log_p[token] = 0.0
+        assert draw(log_p.expand(3, -1), double(0.0, 0.5, BELOW_ONE)).tolist() == [token] * 3
+
+
 @pytest.mark.parametrize("depth", [2, 3])
 def test_draws_down_a_tree_follow_the_distribution(depth: int) -> None:
     """Every token of a vocabulary that needs ``depth`` levels, all of them at once."""

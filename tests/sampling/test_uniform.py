@@ -185,7 +185,7 @@ def test_no_tail_and_no_settings_pass_for_others(make: Make) -> None:
 
 
 def mixture_of_posteriors(patch: pytest.MonkeyPatch) -> None:
-    """Draws a clean token first and plugs that in: what D-MMD does, another distribution."""
+    """Draws a clean token from the prediction and plugs that in: Bayes is missing in between."""
 
     def redraw(
         model: DiffusionLM, features: Tensor, z: Tensor, noise: Tensor, parts: Mixture, _: Any
