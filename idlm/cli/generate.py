@@ -84,7 +84,7 @@ def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Open
             model,
             len(given.pieces),
             args.length,
-            **{given.kind: list(given.pieces)},
+            **{given.kind: given.pieces[0] if len(given.pieces) == 1 else list(given.pieces)},
             tokenizer=tokenizer,
             stride=args.stride,
         )

@@ -103,6 +103,7 @@ def from_pretrained(
         raise UserError(f"{name} is a Lightning file; read it with idlm.load")
     weights = read_weights(path)
     model = build(config or read_config(path), weights, str(name))
+    model.revision = hub.get("revision")
     dtype = torch_dtype if dtype is None else dtype
     if dtype == "auto":
         dtype = weights["backbone.vocab_embed.embedding"].dtype

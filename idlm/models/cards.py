@@ -79,10 +79,11 @@ class Card:
 
 
 def table(rows: Mapping[str, Any]) -> str:
-    """A Markdown table of names and values."""
-    if not rows:
+    """A Markdown table of names and values; what is None was left out, and is here."""
+    told = [f"| {k} | {_cell(v)} |" for k, v in rows.items() if v is not None]
+    if not told:
         return f"{UNKNOWN.capitalize()}."
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {_cell(v)} |" for k, v in rows.items())])
+    return "\n".join(["| | |", "|---|---|", *told])
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

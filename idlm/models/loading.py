@@ -58,7 +58,9 @@ def load(
         )
     else:
         config, weights = read_config(path), read_weights(path)
-    return build(config, weights, source).to(device=place, dtype=wanted)
+    model = build(config, weights, source)
+    model.revision = revision
+    return model.to(device=place, dtype=wanted)
 
 
 def floating_dtype(dtype: object) -> torch.dtype:

@@ -28,6 +28,8 @@ class DiffusionLM(PreTrainedModel):
     """
 
     config_class = DiffusionConfig
+    # of the hub, that the weights are of: the tokenizer of a text prompt is of the same
+    revision: str | None = None
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # so that transformers lets attn_implementation="sdpa" pass

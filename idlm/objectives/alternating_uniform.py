@@ -117,10 +117,8 @@ def draw_posterior(
 ) -> Tensor:
     """Draw z_s ~ q(z_s | x, z_t) for hard ``x`` with one number per position and no table.
 
-    The posterior is a mixture of three laws (methods B.1): stay at z_t, jump to x, and uniform
-    over all states, with weights K alpha_t 1[x = z_t] + alpha_{t|s} - alpha_t,
-    alpha_s - alpha_t and (1 - alpha_{t|s}) (1 - alpha_s), which sum to
-    K alpha_t 1[x = z_t] + 1 - alpha_t.
+    One number chooses among the three laws that the posterior mixes, see
+    :meth:`idlm.processes.Uniform.parts`, and where it falls within the uniform one says the state.
 
     Args:
         process: the uniform process.
@@ -135,13 +133,11 @@ def draw_posterior(
     """
     k = process.vocab_size
     alpha_s, alpha_t = (process.schedule.alpha(time).double().unsqueeze(-1) for time in (s, t))
-    step = alpha_t / alpha_s
-    same = k * alpha_t * (x == z_t)
-    anywhere = (1.0 - step) * (1.0 - alpha_s)
-    u = noise * (same + 1.0 - alpha_t)
+    clean, anywhere, stay, slope = process.parts(alpha_s, alpha_t)
+    u = noise * (clean + anywhere + stay + slope * (x == z_t))
     # the part of the number that decided is uniform again, and says where "anywhere" is
     state = (u / anywhere * k).long().clamp(max=k - 1)
-    jumped = torch.where(u < anywhere + alpha_s - alpha_t, x, z_t)
+    jumped = torch.where(u < anywhere + clean, x, z_t)
     return torch.where(u < anywhere, state, jumped)
 
 

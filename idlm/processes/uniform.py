@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -109,6 +111,27 @@ class Uniform(Process):
         joint = at_s * (step * here + (1.0 - step) / k)
         evidence = alpha_t * clean.gather(-1, z_t.unsqueeze(-1)) + (1.0 - alpha_t) / k
         return joint / evidence
+
+    def parts(self, alpha_s: Any, alpha_t: Any) -> tuple[Any, Any, Any, Any]:
+        """Weights of the three laws that q(z_s | x, z_t) mixes (methods B.1), for x on the simplex.
+
+        They sum to 1 - alpha_t + K alpha_t x(z_t), which normalises them.
+
+        Args:
+            alpha_s: survival at the earlier time, a float or a tensor of any shape.
+            alpha_t: at the later one, alike.
+
+        Returns:
+            Weight of a draw from x, of a uniform draw, of the present state z_t where x(z_t) is 0,
+            and what the last gains per unit of x(z_t).
+        """
+        kept = alpha_t / alpha_s  # a token survives from s to t
+        return (
+            alpha_s - alpha_t,
+            (1.0 - kept) * (1.0 - alpha_s),
+            kept - alpha_t,
+            self.vocab_size * alpha_t,
+        )
 
     def _alpha(self, t: Tensor) -> Tensor:
         """alpha ``[B, 1]`` in float64, rounded to the dtype of ``t`` as in the published code."""

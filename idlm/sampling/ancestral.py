@@ -20,13 +20,9 @@ from idlm import random
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Absorbing
 from idlm.random import Stream
-from idlm.sampling.base import RANDOM, Callback, Settings, StepState
+from idlm.sampling.base import ENTRIES, RANDOM, Callback, Settings, StepState
 from idlm.sampling.categorical import draw, nucleus, temper
 from idlm.sampling.orders import due, rank, surest
-
-# The head runs on so many positions at once that a table of float64 has this many entries:
-# 128 MiB, 333 positions of GPT-2's vocabulary.
-_ENTRIES = 1 << 24
 
 
 def sample_ancestral(
@@ -97,7 +93,7 @@ def _absorbing(model: DiffusionLM) -> Absorbing:
 def _predictions(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
     """log p(x0) of features ``[R, D]`` in float64, some rows at a time, ``[r, V]``."""
     process = _absorbing(model)
-    for part in features.split(max(1, _ENTRIES // process.vocab_size)):
+    for part in features.split(max(1, ENTRIES // process.vocab_size)):
         log_p = process.clean_log_probs(model.head(part).double())
         # SUBS leaves a finite -1e6, which a huge temperature would flatten
         log_p[:, process.mask_id] = -torch.inf

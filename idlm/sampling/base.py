@@ -10,6 +10,9 @@ from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
 
+# A sampler's head runs on so many positions at once that a table of float64 has this many entries:
+# 128 MiB, 333 positions of GPT-2's vocabulary.
+ENTRIES = 1 << 24
 RANDOM = "random"
 ANCESTRAL, GREEDY = TAILS = ("ancestral", "greedy")
 

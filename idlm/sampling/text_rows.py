@@ -77,7 +77,7 @@ def find_tokenizer(model: DiffusionLM, tokenizer: Any, name: str) -> Any:
     from idlm.models.loading import load_tokenizer
 
     try:
-        return load_tokenizer(model.name_or_path)
+        return load_tokenizer(model.name_or_path, revision=model.revision)
     except UserError as error:
         raise UserError(
             f"{name} needs a tokenizer ({error}); pass token ids, or a tokenizer"

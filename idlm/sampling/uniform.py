@@ -29,11 +29,9 @@ from idlm import random
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Uniform
 from idlm.random import Stream
-from idlm.sampling.base import GREEDY, Callback, Settings, StepState
+from idlm.sampling.base import ENTRIES, GREEDY, Callback, Settings, StepState
 from idlm.sampling.categorical import draw, nucleus, temper
 
-# The head runs on so many positions at once that a table of float64 has this many entries.
-_ENTRIES = 1 << 24
 # Where the published grid ends: the time of the greedy tail's call.
 _END = 1e-5
 
@@ -52,17 +50,6 @@ class Mixture(NamedTuple):
     noise: float
     stay: float
     slope: float
-
-    @classmethod
-    def of(cls, alpha_s: float, alpha_t: float, states: int) -> Mixture:
-        """Of the step from alpha_t to alpha_s among ``states`` tokens."""
-        kept = alpha_t / alpha_s
-        return cls(
-            clean=alpha_s - alpha_t,
-            noise=(1.0 - kept) * (1.0 - alpha_s),
-            stay=kept - alpha_t,
-            slope=states * alpha_t,
-        )
 
     @property
     def most(self) -> float:
@@ -130,7 +117,7 @@ def sample_uniform(
         coin = random.uniform(length, stream=Stream.REVEAL, sample=sample, **keys)
         mixture, asked = None, write
         if i < steps:
-            mixture = Mixture.of(alphas[i + 1], alphas[i], process.vocab_size)
+            mixture = Mixture(*process.parts(alphas[i + 1], alphas[i]))
             if not settings.probabilities:
                 asked = write & (coin < mixture.most)
         rows = asked.any(1).nonzero().squeeze(1)
@@ -159,7 +146,7 @@ def _predictions(
     model: DiffusionLM, features: Tensor, state: Tensor, settings: Settings
 ) -> Iterator[tuple[slice, Tensor]]:
     """log p_theta after temperature and nucleus, float64 ``[r, V]``, some positions at a time."""
-    size = max(1, _ENTRIES // model.process.vocab_size)
+    size = max(1, ENTRIES // model.process.vocab_size)
     for start in range(0, len(state), size):
         part = slice(start, start + size)
         log_p = model.process.log_probs(model.head(features[part]).double(), state[part])

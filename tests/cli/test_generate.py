@@ -370,7 +370,7 @@ MISTAKES = [
     (["--prompt", "a", "--infill", "b[MASK]"], "--infill: not allowed with argument --prompt"),
     (["--prompt", "a", "--prompt-file", "b"], "--prompt-file: not allowed with argument --prompt"),
     (["--infill", ""], "--infill is empty"),
-    (["--infill", "no slot"], "infill 0 has nothing to write; mark it by [MASK]"),
+    (["--infill", "no slot"], "infill has nothing to write; mark it by [MASK]"),
     (["--infill", "a[MASK:0]"], "the slot '[MASK:0]'"),
     (["--infill", "a[MASK:many]"], "the slot '[MASK:many]'"),
     (["--infill", f"a[MASK:{LENGTH}]"], f"the model was trained on {LENGTH} tokens"),

@@ -103,7 +103,7 @@ def test_a_head_in_small_pieces_gives_the_same_tokens(
     largest: list[int] = []
     head = model.backbone.output_layer.linear
     head.register_forward_hook(lambda _, args, out: largest.append(out.numel()))
-    monkeypatch.setattr(ancestral, "_ENTRIES", 40)
+    monkeypatch.setattr(ancestral, "ENTRIES", 40)
     pieces = idlm.generate(model, 3, 16, 3, callback=seen.append, **settings).tokens
     assert max(largest) <= 40
     assert torch.equal(pieces, whole)

@@ -13,7 +13,7 @@ import idlm
 from idlm.models import DiffusionLM
 from idlm.sampling import StepState, ancestral
 from tests.sampling.exact import LEVEL, MASK, Exact, State, agrees, chance_of_more, count, stopped
-from tests.sampling.helpers import loud
+from tests.sampling.helpers import loud, observed, once_per_state
 
 Make = Callable[..., DiffusionLM]
 LENGTH, N, SEED = 3, 40_000, 17
@@ -36,34 +36,13 @@ def tiny(make: Make, *, context: int = LENGTH, **changes: Any) -> DiffusionLM:
         start = torch.full((1, context), MASK)
         bias -= 0.8 * model(start, timesteps=torch.ones(1)).logits[0].mean(0)
         bias[MASK] += 5.0  # a network that would love to answer with the mask
-    features = model.features
-
-    def once_per_state(tokens: Tensor, sigma: Tensor, latent: Any) -> Tensor:
-        """Of tens of thousands of rows few differ."""
-        code = (tokens * (MASK + 1) ** torch.arange(tokens.shape[1])).sum(1)
-        row = code.unique(return_inverse=True)[1]
-        states = torch.empty(int(row.max()) + 1, tokens.shape[1], dtype=torch.int64)
-        states[row] = tokens
-        return features(states, sigma[: len(states)], latent)[row]
-
-    model.features = once_per_state
+    once_per_state(model, states=MASK + 1)
     return model
 
 
 def observe(model: DiffusionLM, steps: int, **request: Any) -> list[dict[State, int]]:
-    """How often each state was seen after each step."""
-    seen: list[dict[State, int]] = []
-    idlm.generate(
-        model,
-        N,
-        None if "infill" in request else LENGTH,
-        steps,
-        seed=SEED,
-        batch_size=N,
-        callback=lambda state: seen.append(count(state.tokens)),
-        **request,
-    )
-    return seen
+    length = None if "infill" in request else LENGTH
+    return observed(model, N, length, steps, seed=SEED, **request)
 
 
 @pytest.mark.parametrize("given", GIVEN)

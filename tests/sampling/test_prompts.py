@@ -183,6 +183,24 @@ def test_a_text_prompt_uses_the_checkpoints_own_tokenizer(folder: Path) -> None:
     assert torch.equal(two.tokens[0], out.tokens[0])
 
 
+def test_the_tokenizer_of_a_text_is_of_the_revision_that_was_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of SDTT's repository every round is a branch of its own."""
+    asked: list[str | None] = []
+
+    def load_and_note(name: str, *, revision: str | None = None) -> Any:
+        asked.append(revision)
+        return load_tokenizer(folder)
+
+    monkeypatch.setattr("idlm.models.loading.load_tokenizer", load_and_note)
+    monkeypatch.setattr("idlm.models.loading.fetch", lambda *_, **__: folder)  # the hub's answer
+    for revision in (None, "round-3"):
+        model = idlm.load("owner/name", revision=revision)
+        idlm.generate(model, length=32, steps=2, prompt="return", seed=0)
+    assert asked == [None, "round-3"]
+
+
 def test_slots_in_a_text_are_as_long_as_they_say(folder: Path) -> None:
     model, tokenizer = idlm.load(folder), load_tokenizer(folder)
     mask = model.process.mask_id

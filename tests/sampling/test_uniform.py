@@ -23,7 +23,7 @@ from idlm.sampling import StepState, uniform
 from idlm.sampling.sharded import Processes, _merged, generate_sharded
 from idlm.sampling.uniform import Mixture
 from tests.sampling.exact import Law, State, agrees, alpha, count, reshaped
-from tests.sampling.helpers import count_calls, loud
+from tests.sampling.helpers import count_calls, loud, observed, once_per_state
 
 Make = Callable[..., DiffusionLM]
 Predict = Callable[[State, float], list[list[float]]]
@@ -112,34 +112,13 @@ def tiny(make: Make, *, context: int = LENGTH, **changes: Any) -> DiffusionLM:
     with torch.no_grad():
         mean = model(states, timesteps=torch.ones(len(states))).logits.mean((0, 1))
         model.backbone.output_layer.linear.bias -= mean
-    features = model.features
-
-    def once_per_state(tokens: Tensor, sigma: Tensor, latent: Any) -> Tensor:
-        """Of tens of thousands of rows few differ."""
-        code = (tokens * K ** torch.arange(tokens.shape[1])).sum(1)
-        row = code.unique(return_inverse=True)[1]
-        found = torch.empty(int(row.max()) + 1, tokens.shape[1], dtype=torch.int64)
-        found[row] = tokens
-        return features(found, sigma[: len(found)], latent)[row]
-
-    model.features = once_per_state
+    once_per_state(model, states=K)
     return model
 
 
 def observe(model: DiffusionLM, steps: int, **request: Any) -> list[dict[State, int]]:
-    """How often each state was seen after each step."""
-    seen: list[dict[State, int]] = []
-    idlm.generate(
-        model,
-        N,
-        None if "infill" in request else LENGTH,
-        steps,
-        seed=SEED,
-        batch_size=N,
-        callback=lambda state: seen.append(count(state.tokens)),
-        **request,
-    )
-    return seen
+    length = None if "infill" in request else LENGTH
+    return observed(model, N, length, steps, seed=SEED, **request)
 
 
 @pytest.mark.parametrize("given", GIVEN)
@@ -201,8 +180,8 @@ def mixture_of_posteriors(patch: pytest.MonkeyPatch) -> None:
 
 def keep_the_network_out_of_staying(patch: pytest.MonkeyPatch) -> None:
     """A token stays as if the network gave it no chance."""
-    of = Mixture.of
-    patch.setattr(Mixture, "of", lambda *numbers: of(*numbers)._replace(slope=0.0))
+    parts = Uniform.parts
+    patch.setattr(Uniform, "parts", lambda *alphas: (*parts(*alphas)[:3], 0.0))
 
 
 def draw_the_part_by_the_tokens_noise(patch: pytest.MonkeyPatch) -> None:
@@ -258,7 +237,7 @@ def test_the_mixture_is_the_plug_in_posterior(times: tuple[float, float]) -> Non
     p = torch.cat([p / p.sum(-1, keepdim=True), torch.eye(5, dtype=torch.float64)])
     z = torch.arange(9) % 5
     alphas = [float(process.schedule.alpha(time)) for time in (s, t)]
-    parts = Mixture.of(*alphas, 5)
+    parts = Mixture(*process.parts(*alphas))
     exact = process.posterior(p[None], z[None], s, t)[0]
     assert torch.allclose(parts.table(p, z), exact, atol=1e-12, rtol=0)  # float64, 5 terms
     # the coin that picks a part has the same law: a fine grid of coins, each part by its share
@@ -398,7 +377,7 @@ def test_chunks_of_positions_change_nothing(make: Make, monkeypatch: pytest.Monk
     for tail in TAILS:
         whole = idlm.generate(model, 4, 16, 5, seed=0, tail=tail, top_p=0.9)
         with monkeypatch.context() as patch:
-            patch.setattr(uniform, "_ENTRIES", 3 * 13)
+            patch.setattr(uniform, "ENTRIES", 3 * 13)
             parts = idlm.generate(model, 4, 16, 5, seed=0, tail=tail, top_p=0.9)
         assert torch.equal(whole.tokens, parts.tokens)
 
