@@ -1,0 +1,1 @@
+"""Benches on data whose distribution is known exactly: ``idlm bench``."""

@@ -1,0 +1,238 @@
+"""Cells of the toy table: one method, latent and seed on one data set, at every number of steps."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idlm.bench import toys
+from idlm.bench.divergence import floor_tv, jensen_shannon, total_variation
+from idlm.bench.toy_methods import (
+    METHODS,
+    PROCESSES,
+    STUDENT_STEPS,
+    TEACHER,
+    TEACHER_STEPS,
+    find,
+)
+from idlm.bench.toy_train import distil, sample, train_teacher
+from idlm.errors import UserError
+
+Record = dict[str, Any]
+Key = tuple[Any, ...]
+# records of a cell, and the counts of its samples in one step
+Outcome = tuple[list[Record], Tensor]
+
+TEACHER_UPDATES = {"absorbing": 1500, "uniform": 1500, "gaussian": 1500}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all cells.
+
+    Attributes:
+        bins: squares per axis of the planar sets.
+        samples: for each number of steps.
+        longer: factor on the updates of students.
+        teacher_longer: factor on the updates of teachers.
+    """
+
+    bins: int = toys.BINS
+    samples: int = 100_000
+    longer: float = 1.0
+    teacher_longer: float = 1.0
+
+    def student_updates(self, method: str) -> int:
+        """Updates of a method's student."""
+        return max(1, round(METHODS[method].updates * self.longer))
+
+    def teacher_updates(self, process: str) -> int:
+        """Updates of a process's teacher."""
+        return max(1, round(TEACHER_UPDATES[process] * self.teacher_longer))
+
+
+# Every step of the bench in a second or two.
+QUICK = Plan(bins=8, samples=2000, longer=0.01, teacher_longer=0.01)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of cells of the table.
+
+    Attributes:
+        dataset: a name of :data:`idlm.bench.toys.NAMES`.
+        method: a name of :data:`~idlm.bench.toy_methods.METHODS`, or ``teacher``.
+        process: of the teacher.
+        latent: size of the student's latent vector.
+        seed: of training and sampling.
+    """
+
+    dataset: str
+    method: str
+    process: str
+    latent: int
+    seed: int
+
+    def key(self, plan: Plan) -> Key:
+        """What its records are known by, see :func:`key_of`."""
+        return (self.dataset, self.method, self.process, self.latent, self.seed, repr(plan))
+
+
+def key_of(record: Record) -> Key:
+    """The cell and plan of a record."""
+    names = ("dataset", "method", "process", "latent", "seed")
+    return (*(record[name] for name in names), repr(Plan(**record["plan"])))
+
+
+def cells(
+    datasets: Iterable[str], methods: Iterable[str], seeds: Iterable[int], latent: int | None = None
+) -> list[Cell]:
+    """The cells of those names, in the order in which they are best run.
+
+    Args:
+        datasets: of :data:`idlm.bench.toys.NAMES`.
+        methods: of :data:`~idlm.bench.toy_methods.METHODS`, or ``teacher``; with several, pairs
+            that do not exist are left out, and methods that are ablated appear with and without
+            latent.
+        seeds: of training and sampling.
+        latent: size of the latent; None for each method's own.
+
+    Raises:
+        UserError: for an unknown name, a single pair that does not exist, or a teacher's latent.
+    """
+    names = list(methods)
+    found = []
+    for dataset in datasets:
+        planar = toys.load(dataset).planar
+        for seed in seeds:
+            for name in names:
+                for process, size in _variants(name, latent, several=len(names) > 1):
+                    if process == "gaussian" and not planar:
+                        if len(names) == 1 and name != TEACHER:
+                            raise UserError(
+                                f"method {name!r} is for points of the plane, but {dataset!r} is "
+                                "sequences of equal tokens; choose another dataset or method"
+                            )
+                        continue
+                    found.append(Cell(dataset, name, process, size, seed))
+    return found
+
+
+def _variants(name: str, latent: int | None, *, several: bool) -> list[tuple[str, int]]:
+    if name == TEACHER:
+        if latent:
+            raise UserError(f"--latent is {latent}, but a teacher has none; leave it out")
+        return [(process, 0) for process in PROCESSES]
+    method = find(name)
+    if latent is not None and latent < 0:
+        raise UserError(f"--latent is {latent}; it must be 0, for none, or more")
+    if latent and method.process == "gaussian":
+        raise UserError(
+            f"--latent is {latent}, but the noise of method {name!r} is its state; leave it out"
+        )
+    sizes = [method.latent if latent is None else latent]
+    if several and method.ablate and latent is None:
+        sizes.append(0)
+    return [(method.process, size) for size in sizes]
+
+
+class Teachers:
+    """Teachers of one process of this program, each trained when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[Any, float]] = {}
+
+    def get(self, cell: Cell, plan: Plan) -> tuple[Any, float]:
+        """The teacher of a cell, and the seconds of its training."""
+        key = (cell.dataset, cell.process, cell.seed, plan)
+        if key not in self._found:
+            self._found.clear()  # cells come in an order that needs no other one again
+            self._found[key] = train_teacher(
+                toys.load(cell.dataset, bins=plan.bins),
+                cell.process,
+                updates=plan.teacher_updates(cell.process),
+                seed=cell.seed,
+            )
+        return self._found[key]
+
+
+def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
+    """Train what is missing, sample, and compare with the table.
+
+    Raises:
+        UserError: from the method, for a latent that it does not take or cannot do without.
+    """
+    toy = toys.load(cell.dataset, bins=plan.bins)
+    model, seconds = teachers.get(cell, plan)
+    updates = plan.teacher_updates(cell.process)
+    if cell.method != TEACHER:
+        updates = plan.student_updates(cell.method)
+        model, seconds = distil(
+            toy,
+            find(cell.method),
+            model,
+            latent=cell.latent,
+            updates=updates,
+            seed=cell.seed,
+        )
+    floor = floor_tv(toy.probs, plan.samples)
+    records, first = [], None
+    for steps in TEACHER_STEPS if cell.method == TEACHER else STUDENT_STEPS:
+        rows = sample(model, toy, count=plan.samples, steps=steps, seed=cell.seed)
+        counts = toy.counts(rows)
+        first = counts if first is None else first
+        records.append(
+            {
+                **asdict(cell),
+                "steps": steps,
+                "tv": total_variation(counts, toy.probs),
+                "js": jensen_shannon(counts, toy.probs),
+                "floor_tv": floor,
+                "samples": plan.samples,
+                "train_seconds": round(seconds, 2),
+                "updates": updates,
+                "plan": asdict(plan),
+            }
+        )
+    assert first is not None
+    return records, first
+
+
+def run(wanted: list[Cell], plan: Plan, jobs: int) -> Iterator[tuple[Cell, Outcome]]:
+    """Cells and what came of them, as they are done; cells with one teacher in one process."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in wanted:
+        groups.setdefault((cell.dataset, cell.process, cell.seed), []).append(cell)
+    if jobs == 1 or len(groups) < 2:
+        teachers = Teachers()
+        for group in groups.values():
+            for cell in group:
+                yield cell, run_cell(cell, plan, teachers)
+        return
+    context = multiprocessing.get_context("spawn")
+    # the longest first, so that no process works alone at the end
+    queue = sorted(groups.values(), key=lambda group: _work(group, plan), reverse=True)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_core) as pool:
+        futures = {pool.submit(_run_group, group, plan): group for group in queue}
+        for future in as_completed(futures):
+            yield from zip(futures[future], future.result(), strict=True)
+
+
+def _work(group: list[Cell], plan: Plan) -> int:
+    return sum(plan.student_updates(c.method) for c in group if c.method != TEACHER)
+
+
+def _run_group(group: list[Cell], plan: Plan) -> list[Outcome]:
+    teachers = Teachers()
+    return [run_cell(cell, plan, teachers) for cell in group]
+
+
+def one_core() -> None:
+    """Networks this small are slower on several threads."""
+    torch.set_num_threads(1)
