@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from idlm.bench import shared
+from idlm.bench.shared import rounds
 from idlm.objectives.base import DistillationObjective
 from idlm.objectives.di4c import Di4C
 from idlm.objectives.dmmd import DMMD
@@ -46,27 +48,17 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-# What the methods share. A first momentum of 0 is what GANs use: a student and a fake model with
-# momentum chase each other. The latent starts awake: a student that ignores it has no gradient that
+# What the methods share. The latent starts awake: a student that ignores it has no gradient that
 # says in which direction to listen.
-SETTINGS: dict[str, Any] = {
-    "lr": 1e-3,
-    "betas": (0.0, 0.99),
-    "warmup": 20,
-    "decay": "linear",
-    "ema_decay": 0.99,
-}
+SETTINGS: dict[str, Any] = {**shared.SETTINGS, "lr": 1e-3, "ema_decay": 0.99}
 _AWAKE = 1.0
 _TWO_SCALES = {"fake_lr": 3e-3}
 
 
-def _rounds(updates: int, rounds: int) -> int:
-    """Updates of a round, so that all rounds are made within the run."""
-    return max(1, updates // rounds)
-
-
 METHODS: dict[str, Method] = {
-    "idlm": Method("absorbing", lambda _: IDLM(), ablate=True, settings=_TWO_SCALES),
+    "idlm": Method(
+        "absorbing", lambda _: IDLM(fake_sees="input_time"), ablate=True, settings=_TWO_SCALES
+    ),
     "dmmd": Method(
         "absorbing",
         lambda _: DMMD(target_steps=TARGET_STEPS),
@@ -74,12 +66,16 @@ METHODS: dict[str, Method] = {
         settings=_TWO_SCALES,
     ),
     "instant": Method("absorbing", lambda _: InstantMomentMatching(target_steps=TARGET_STEPS)),
-    "vadd": Method("absorbing", lambda updates: VADD(kl_warmup=updates // 2), per_position=False),
-    "di4c": Method("absorbing", lambda _: Di4C(num_latents=4, teacher_steps=64)),
+    "vadd": Method(
+        "absorbing", lambda updates: VADD(kl_warmup=updates, samples=4), per_position=False
+    ),
+    "di4c": Method(
+        "absorbing", lambda _: Di4C(num_latents=4, teacher_steps=64, correlation_weight=1.0)
+    ),
     # rounds of 64 -> 32 -> 16 -> 8 -> 4 steps
     "sdtt": Method(
         "absorbing",
-        lambda updates: SDTT(num_steps=64, min_steps=4, round_updates=_rounds(updates, 4)),
+        lambda updates: SDTT(num_steps=64, min_steps=4, round_updates=rounds(updates, 4)),
         latent=0,
     ),
     "dmmd-uniform": Method(
@@ -92,7 +88,7 @@ METHODS: dict[str, Method] = {
     # dt of 1/16, 1/8 .. 1
     "duo-dcd": Method(
         "uniform",
-        lambda updates: DuoDCD(num_steps=16, round_updates=_rounds(updates, 5)),
+        lambda updates: DuoDCD(num_steps=16, round_updates=rounds(updates, 5)),
         latent=0,
     ),
 }

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-# wide enough for every column when stdout is a file or a pipe
-_PLAIN_WIDTH = 150
+from idlm.bench.shared import Record, markdown_table, save_png, wide_console
+
+_HEADER = ("method", "latent", "seed")
 _COLUMNS = (
     ("steps", "steps", "d"),
     ("cross_entropy", "cross-entropy", ".3f"),
@@ -24,31 +24,39 @@ _COLUMNS = (
 )
 
 
-def print_table(records: Sequence[dict[str, Any]]) -> None:
+def print_table(records: Sequence[Record]) -> None:
     """Print one row per record, in the order of the file, and the truth below.
 
     Args:
         records: as ``idlm bench oracle`` writes them.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
     table = Table(caption=_caption(records), caption_justify="left", caption_style="")
-    for title in ("method", "latent", "seed"):
+    for title in _HEADER:
         table.add_column(title, justify="left" if title == "method" else "right")
     for _, title, _ in _COLUMNS:
         table.add_column(title, justify="right")
     before = None
     for record in records:
-        who = (record["method"], record["latent"], record["seed"])
+        who = [str(record[key]) for key in _HEADER]
         if before not in (None, who):
             table.add_section()
         before = who
-        table.add_row(*map(str, who), *(format(record[key], how) for key, _, how in _COLUMNS))
-    console.print(table)
+        table.add_row(*who, *_values(record))
+    wide_console().print(table)
 
 
-def _caption(records: Sequence[dict[str, Any]]) -> str:
+def markdown(records: Sequence[Record]) -> str:
+    """The same in Markdown."""
+    titles = [*_HEADER, *(title for _, title, _ in _COLUMNS)]
+    rows = [[*(str(record[key]) for key in _HEADER), *_values(record)] for record in records]
+    return f"{_caption(records)}\n\n{markdown_table(titles, rows)}"
+
+
+def _values(record: Record) -> list[str]:
+    return [format(record[key], how) for key, _, how in _COLUMNS]
+
+
+def _caption(records: Sequence[Record]) -> str:
     if not records:
         return ""
     one = records[0]
@@ -62,12 +70,20 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def save_figure(records: Sequence[dict[str, Any]], path: str | Path) -> Path:
+def drawn(method: str) -> bool:
+    """Whether the figure has a line for it; the source is the line that others are held to."""
+    return method != "source"
+
+
+def save_figure(records: Sequence[Record], path: Path) -> Path:
     """Cross-entropy, violations and overlap against steps, a line for each method and latent.
 
     Args:
         records: as ``idlm bench oracle`` writes them; several seeds are averaged.
-        path: of the image, ``.png`` or what matplotlib writes.
+        path: the PNG; it appears only when complete.
+
+    Raises:
+        UserError: if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -77,9 +93,9 @@ def save_figure(records: Sequence[dict[str, Any]], path: str | Path) -> Path:
         ("overlap", "overlap of two texts", "source_overlap"),
     )
     figure = Figure(figsize=(12, 3.8), layout="constrained")
-    lines: dict[tuple[str, int], dict[int, list[dict[str, Any]]]] = {}
+    lines: dict[tuple[str, int], dict[int, list[Record]]] = {}
     for record in records:
-        if record["method"] != "source":
+        if drawn(record["method"]):
             line = lines.setdefault((record["method"], record["latent"]), {})
             line.setdefault(record["steps"], []).append(record)
     for axes, (key, title, exact) in zip(figure.subplots(1, 3), panels, strict=True):
@@ -96,8 +112,7 @@ def save_figure(records: Sequence[dict[str, Any]], path: str | Path) -> Path:
         axes.set_title(title, fontsize=10)
     if lines:
         figure.axes[-1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    return save_png(figure, path)
 
 
 def _bare(method: str, latent: int, lines: Any) -> bool:

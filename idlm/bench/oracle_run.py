@@ -16,12 +16,11 @@ from idlm.bench.oracle import oracle_language
 from idlm.bench.oracle_methods import METHODS
 from idlm.bench.oracle_metrics import EPSILON, score, truth
 from idlm.bench.oracle_train import FLOOR, Plan, distil, held_out_nelbo, obtain_teacher
+from idlm.bench.shared import Record
 from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.processes import Absorbing, Uniform
 from idlm.sampling.generate import generate
-
-Record = dict[str, Any]
 
 SOURCE, TEACHER = "source", "teacher"
 
@@ -59,9 +58,9 @@ class Cell:
                 f"there is no method {self.method!r}; choose one of {', '.join(NAMES)}, or all"
             )
         if self.latent is not None and self.latent < 0:
-            raise UserError(f"latent is {self.latent}; it must be 0 (off) or more")
+            raise UserError(f"--latent is {self.latent}; it must be 0, for none, or more")
         if self.method not in METHODS and self.latent:
-            raise UserError(f"latent is {self.latent}, but {self.method} has none; leave it out")
+            raise UserError(f"--latent is {self.latent}, but {self.method} has none; leave it out")
 
 
 NAMES = (SOURCE, TEACHER, f"{TEACHER}-uniform", *METHODS)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from idlm.bench.oracle import oracle_language
 from idlm.bench.oracle_methods import Method, settings_of
+from idlm.bench.shared import quiet
 from idlm.metrics.report import write_json
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load
 from idlm.objectives.base import Draw
@@ -192,24 +190,10 @@ def distil(
         **settings_of(method, latent),
     )
     started = time.perf_counter()
-    with _quiet():
+    with quiet():
         # barebones: Lightning's own logging takes a good part of an update
         trainer = L.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
         trainer.fit(module, DataLoader(_Texts(plan, seed + DISTIL), batch_size=None))
     seconds = round(time.perf_counter() - started, 1)
     student = cast(DiffusionLM, module.ema.module)
     return student.requires_grad_(False).eval(), seconds
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's remarks about devices and workers are of no use here; its errors are."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import check_writable
+from idlm.bench import shared
+from idlm.bench.shared import ALL, Record
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
-    from idlm.bench.toy_run import Cell, Plan, Record
+    from idlm.bench.toy_figure import Counts
+    from idlm.bench.toy_run import Cell, Plan
 
-ALL = "all"
+# what a record must have to be shown
+_KEYS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "method", "process"), str),
+    **dict.fromkeys(("latent", "seed", "steps", "samples"), int),
+    **dict.fromkeys(("tv", "js", "floor_tv", "floor_js", "train_seconds"), (int, float)),
+    "plan": dict,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,59 +31,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default=ALL, help="one data set, or all (the default)")
     parser.add_argument("--method", default=ALL, help="one method, teacher, or all (the default)")
     parser.add_argument(
-        "--latent",
-        type=int,
-        help="size of the student's latent, 0 for none; the method's own by default",
-    )
-    parser.add_argument(
         "--seed",
         type=int,
         nargs="+",
         help="of training and sampling; by default 0, with --method all 0 1 2",
     )
-    parser.add_argument(
-        "--json",
-        metavar="OUT",
-        required=True,
-        help="where the records go; what is there is kept and not run again",
-    )
-    parser.add_argument("--figure", metavar="PNG", help="draw what the file holds, in one step")
-    parser.add_argument("--table", metavar="MD", help="write the table as Markdown, too")
+    shared.add_arguments(parser, kept="OUT.counts.npz, from which the figure is drawn")
     parser.add_argument("--samples", type=int, help="for each number of steps (default: 100000)")
     parser.add_argument("--bins", type=int, help="squares per axis (default: 32)")
     parser.add_argument("--longer", type=float, help="factor on the students' training (1)")
     parser.add_argument("--teacher-longer", type=float, help="factor on the teachers' (1)")
-    parser.add_argument("--jobs", type=int, help="processes, one core each (default: 2)")
-    parser.add_argument(
-        "--quick", action="store_true", help="every step in seconds; the numbers mean nothing"
-    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run what is missing, write the records as they come, print the table, draw the figure.
+    """Run what is missing, write the records as they come, then table and figure.
+
+    A cell is missing if it has no records, or if the counts that the figure shows are gone. Table
+    and figure are of all cells that the file holds under the same plan; the cells that were asked
+    for are printed.
 
     Raises:
         UserError: for a name that there is not, or options that do not fit.
     """
     from idlm.bench import toy_run
-    from idlm.bench.toy_report import Counts, markdown, print_table, save_figure
+    from idlm.bench.toy_figure import Counts, save_figure, shown
+    from idlm.bench.toy_report import markdown, print_table
+    from idlm.samples import replace_file
 
-    output = check_writable("--json", options.json)
-    figure = check_writable("--figure", options.figure) if options.figure else None
-    table = check_writable("--table", options.table) if options.table else None
+    files = shared.outputs(options)
     plan = _plan(options)
     wanted = _cells(options, plan)
-    jobs = min(2, os.cpu_count() or 1) if options.jobs is None else options.jobs
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1")
-    toy_run.one_core()
-    counts = Counts.beside(output)
+    jobs = shared.job_count(options)
+    counts = Counts(shared.beside(files.records, ".counts.npz"))
+    held = [toy_run.cell_of(record) for record in _of_plan(files.records, plan)]
+    if not shown([*held, *wanted]) and files.must_draw:
+        raise UserError("there is nothing to draw: the figure shows data sets of the plane")
+    shared.one_core()
+    _run_missing(wanted, plan, counts, files.records, jobs)
+    records = _of_plan(files.records, plan)
+    asked = {cell.key(plan) for cell in wanted}
+    print_table([record for record in records if toy_run.key_of(record) in asked])
+    replace_file(files.table, [markdown(records)])
+    if shown(toy_run.cell_of(record) for record in records):
+        save_figure(records, plan, counts, files.figure)
+
+
+def _run_missing(wanted: list[Cell], plan: Plan, counts: Counts, output: Path, jobs: int) -> None:
+    from idlm.bench import toy_run
+
     done = {toy_run.key_of(record) for record in _read(output)}
-    missing = [cell for cell in wanted if cell.key(plan) not in done]
+    missing = [c for c in wanted if c.key(plan) not in done or counts.get(c, plan) is None]
     for number, (cell, (found, first)) in enumerate(toy_run.run(missing, plan, jobs), start=1):
         # another run may have added its own in the meantime
         others = [r for r in _read(output) if toy_run.key_of(r) != cell.key(plan)]
-        _write(output, sorted(others + found, key=_order))
+        shared.write_records(output, sorted(others + found, key=_order))
         counts.add(cell, plan, first)
         far = ", ".join(f"{r['tv']:.3f}" for r in found)
         print(
@@ -84,15 +92,6 @@ def run(options: argparse.Namespace) -> None:
             f"{cell.latent}, seed {cell.seed}: TV {far} in {found[0]['train_seconds']:.0f} s",
             file=sys.stderr,
         )
-    keys = {cell.key(plan) for cell in wanted}
-    shown = [record for record in _read(output) if toy_run.key_of(record) in keys]
-    print_table(shown)
-    if table is not None:
-        from idlm.samples import replace_file
-
-        replace_file(table, [markdown(shown)])
-    if figure is not None:
-        save_figure(wanted, plan, shown, counts, figure)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -123,18 +122,11 @@ def _cells(options: argparse.Namespace, plan: Plan) -> list[Cell]:
     from idlm.bench.toy_run import cells
 
     every = options.method == ALL
-    if every and options.latent is not None:
-        raise UserError(
-            f"--latent is {options.latent}, but --method all takes each method's own; name one "
-            "method, or leave --latent out"
-        )
+    seeds = options.seed or ([0, 1, 2] if every else [0])
+    shared.check_request(seeds, options.latent, every=every)
     datasets = toys.NAMES if options.dataset == ALL else (options.dataset,)
     for name in datasets:
         toys.load(name, bins=plan.bins)
-    seeds = options.seed or ([0, 1, 2] if every else [0])
-    for seed in seeds:
-        if not 0 <= seed < 1 << 32:
-            raise UserError(f"--seed is {seed}; it must be in 0 ... {(1 << 32) - 1}")
     methods = (TEACHER, *METHODS) if every else (options.method,)
     found = cells(datasets, methods, dict.fromkeys(seeds), options.latent)
     if not found:
@@ -161,29 +153,22 @@ def _order(record: Record) -> tuple[Any, ...]:
     )
 
 
+def _of_plan(path: Path, plan: Plan) -> list[Record]:
+    """What the file holds under a plan."""
+    from idlm.bench.toy_run import plan_of
+
+    return [record for record in _read(path) if plan_of(record) == plan]
+
+
 def _read(path: Path) -> list[Record]:
-    from idlm.bench.toy_run import key_of
+    from idlm.bench.toy_run import plan_of
 
-    if not path.exists():
-        return []
+    records = shared.read_records(path, "toys'", _KEYS)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--json {path} cannot be read ({error}); name another file") from error
-    try:
-        for record in found:
-            key_of(record)
-    except (KeyError, TypeError):
+        for record in records:
+            plan_of(record)
+    except TypeError as error:
         raise UserError(
-            f"--json {path} is no list of the toys' records; name another file"
+            f"--json {path} holds records of another version ({error}); name another file"
         ) from None
-    return found
-
-
-def _write(path: Path, records: list[Record]) -> None:
-    from idlm.samples import replace_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a record on each line
-    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    replace_file(path, [f"[\n{lines}\n]\n"])
+    return records

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from idlm.bench.toy_networks import TinyVADD
+from idlm.bench import shared
+from idlm.bench.shared import rounds
+from idlm.bench.toy_networks import TinyIDLM, TinyVADD
 from idlm.errors import UserError
-from idlm.objectives.base import DistillationObjective, Draw
+from idlm.objectives.base import DistillationObjective
 from idlm.objectives.di4c import Di4C
 from idlm.objectives.dmd2 import DMD2
 from idlm.objectives.dmmd import DMMD
 from idlm.objectives.duo_dcd import DuoDCD
-from idlm.objectives.idlm import IDLM
 from idlm.objectives.idlm_duo import IDLMDuo
 from idlm.objectives.instant import InstantMomentMatching
 from idlm.objectives.moment_matching import MomentMatching
@@ -39,93 +38,111 @@ class Method:
         process: of its teacher.
         make: the objective, for a run of so many student updates.
         updates: student updates.
+        batch: sequences in each, and in each update of a fake model.
         latent: size of the student's latent vector.
+        latent_init: scale of its first weights.
         ablate: whether ``--method all`` also runs it without.
         settings: of the distillation module, where they differ from :data:`SETTINGS`.
     """
 
     process: str
     make: Callable[[int], DistillationObjective]
-    updates: int = 500
+    updates: int = 250
+    batch: int = 256
     latent: int = 16
+    latent_init: float = 3.0
     ablate: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class PureNoiseIDLM(IDLM):
-    """IDLM whose student starts from pure noise half of the time, and from there in one step.
-
-    IDLM's times are uniform, which makes every position of L = 2 masked in one input of three, of
-    L = 8 in one of nine; the others teach little that the teacher does not know. With weight 1.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(weighting="flat")
-
-    def times(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """As IDLM's; the upper half of the input times becomes 1, the lower half is stretched."""
-        t_in, t_out = super().times(draw)
-        return (2.0 * t_in).clamp(max=1.0), t_out
-
-
-# What the methods share. A first momentum of 0 is what GANs use: a student and a fake model with
-# momentum chase each other. The latent starts awake: to a student that ignores it no gradient says
-# in which direction to listen, and it leaves that saddle late or never.
-SETTINGS: dict[str, Any] = {
-    "lr": 4e-3,
-    "betas": (0.0, 0.99),
-    "warmup": 20,
-    "decay": "linear",
-    "ema_decay": 0.98,
-}
-_AWAKE = 3.0
+# What the methods share. The latent starts awake: to a student that ignores it no gradient says in
+# which direction to listen, and it leaves that saddle late or never.
+SETTINGS: dict[str, Any] = {**shared.SETTINGS, "lr": 4e-3, "ema_decay": 0.98}
 _TWO_SCALES = {"fake_lr": 1e-2}
 
-
-def _rounds(updates: int, rounds: int) -> int:
-    """Updates of a round, so that all rounds are made within the run."""
-    return max(1, updates // rounds)
-
-
 METHODS: dict[str, Method] = {
-    "idlm": Method("absorbing", lambda _: PureNoiseIDLM(), ablate=True, settings=_TWO_SCALES),
+    "idlm": Method(
+        "absorbing",
+        lambda _: TinyIDLM(weighting="flat", fake_sees="input_time", pure_noise=0.5),
+        updates=400,
+        batch=768,
+        ablate=True,
+        settings=_TWO_SCALES,
+    ),
     "dmmd": Method(
         "absorbing",
         lambda _: DMMD(target_steps=1, weighting="flat"),
+        updates=300,
         ablate=True,
         settings=_TWO_SCALES,
     ),
     "instant": Method(
         "absorbing",
         lambda _: InstantMomentMatching(target_steps=1, weighting="flat"),
+        updates=400,
+        latent_init=10.0,
         ablate=True,
     ),
-    "vadd": Method("absorbing", lambda updates: TinyVADD(kl_warmup=updates // 2)),
-    "di4c": Method("absorbing", lambda _: Di4C(num_latents=8, teacher_steps=64)),
+    "vadd": Method(
+        "absorbing", lambda updates: TinyVADD(kl_warmup=updates, samples=4), updates=500
+    ),
+    "di4c": Method(
+        "absorbing",
+        lambda _: Di4C(num_latents=8, teacher_steps=64, correlation_weight=1.0, near_share=0.1),
+        updates=200,
+        latent_init=1.0,
+        settings={"betas": (0.9, 0.99)},
+    ),
     "sdtt": Method(
         "absorbing",
-        lambda updates: SDTT(num_steps=32, min_steps=1, round_updates=_rounds(updates, 5)),
+        lambda updates: SDTT(num_steps=32, min_steps=1, round_updates=rounds(updates, 5)),
+        updates=300,
         latent=0,
     ),
     "dmmd-uniform": Method(
         "uniform",
         lambda _: DMMD(target_steps=1, weighting="flat"),
+        updates=300,
+        ablate=True,
         settings=_TWO_SCALES,
     ),
     "instant-uniform": Method(
-        "uniform", lambda _: InstantMomentMatching(target_steps=1, weighting="flat")
+        "uniform",
+        lambda _: InstantMomentMatching(target_steps=1, weighting="flat"),
+        updates=200,
+        ablate=True,
     ),
-    "idlm-duo": Method("uniform", lambda _: IDLMDuo(), settings=_TWO_SCALES),
+    "idlm-duo": Method(
+        "uniform",
+        lambda _: IDLMDuo(),
+        updates=100,
+        ablate=True,
+        settings={"clip": 0.1, **_TWO_SCALES},
+    ),
     "duo-dcd": Method(
         "uniform",
-        lambda updates: DuoDCD(num_steps=16, round_updates=_rounds(updates, 5)),
+        lambda updates: DuoDCD(num_steps=16, round_updates=rounds(updates, 5), loss="kl-fwd"),
+        updates=300,
         latent=0,
+        settings={"lr": 1e-3},
     ),
     "mm": Method(
         "gaussian", lambda _: MomentMatching(target_steps=1), latent=0, settings=_TWO_SCALES
     ),
-    "mm-instant": Method("gaussian", lambda _: InstantMomentMatching(target_steps=1), latent=0),
-    "dmd2": Method("gaussian", lambda _: DMD2(target_steps=4), latent=0, settings=_TWO_SCALES),
+    "mm-instant": Method(
+        "gaussian",
+        lambda _: InstantMomentMatching(target_steps=1),
+        updates=120,
+        latent=0,
+        settings={"lr": 1e-3},
+    ),
+    "dmd2": Method(
+        "gaussian",
+        lambda _: DMD2(target_steps=4),
+        updates=80,
+        latent=0,
+        settings={"lr": 1e-3, **_TWO_SCALES},
+    ),
 }
 PROCESSES = ("absorbing", "uniform", "gaussian")
 
@@ -153,5 +170,5 @@ def settings_of(method: Method, latent: int) -> dict[str, Any]:
         **settings,
         "latent_global": latent,
         "latent_position": 0,
-        "latent_init": _AWAKE if latent else 0.0,
+        "latent_init": method.latent_init if latent else 0.0,
     }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from idlm.bench import toys
-from idlm.bench.divergence import floor_tv, jensen_shannon, total_variation
+from idlm.bench.divergence import floor_js, floor_tv, jensen_shannon, total_variation
+from idlm.bench.shared import Record, as_done
 from idlm.bench.toy_methods import (
     METHODS,
     PROCESSES,
@@ -24,7 +23,6 @@ from idlm.bench.toy_methods import (
 from idlm.bench.toy_train import distil, sample, train_teacher
 from idlm.errors import UserError
 
-Record = dict[str, Any]
 Key = tuple[Any, ...]
 # records of a cell, and the counts of its samples in one step
 Outcome = tuple[list[Record], Tensor]
@@ -84,10 +82,19 @@ class Cell:
         return (self.dataset, self.method, self.process, self.latent, self.seed, repr(plan))
 
 
+def cell_of(record: Record) -> Cell:
+    """The cell of a record."""
+    return Cell(*(record[name] for name in ("dataset", "method", "process", "latent", "seed")))
+
+
+def plan_of(record: Record) -> Plan:
+    """The plan of a record."""
+    return Plan(**record["plan"])
+
+
 def key_of(record: Record) -> Key:
     """The cell and plan of a record."""
-    names = ("dataset", "method", "process", "latent", "seed")
-    return (*(record[name] for name in names), repr(Plan(**record["plan"])))
+    return cell_of(record).key(plan_of(record))
 
 
 def cells(
@@ -130,8 +137,6 @@ def _variants(name: str, latent: int | None, *, several: bool) -> list[tuple[str
             raise UserError(f"--latent is {latent}, but a teacher has none; leave it out")
         return [(process, 0) for process in PROCESSES]
     method = find(name)
-    if latent is not None and latent < 0:
-        raise UserError(f"--latent is {latent}; it must be 0, for none, or more")
     if latent and method.process == "gaussian":
         raise UserError(
             f"--latent is {latent}, but the noise of method {name!r} is its state; leave it out"
@@ -181,7 +186,7 @@ def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
             updates=updates,
             seed=cell.seed,
         )
-    floor = floor_tv(toy.probs, plan.samples)
+    floors = _floors(cell.dataset, plan.bins, plan.samples)
     records, first = [], None
     for steps in TEACHER_STEPS if cell.method == TEACHER else STUDENT_STEPS:
         rows = sample(model, toy, count=plan.samples, steps=steps, seed=cell.seed)
@@ -193,7 +198,7 @@ def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
                 "steps": steps,
                 "tv": total_variation(counts, toy.probs),
                 "js": jensen_shannon(counts, toy.probs),
-                "floor_tv": floor,
+                **floors,
                 "samples": plan.samples,
                 "train_seconds": round(seconds, 2),
                 "updates": updates,
@@ -204,24 +209,25 @@ def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
     return records, first
 
 
+@lru_cache
+def _floors(dataset: str, bins: int, samples: int) -> dict[str, float]:
+    probs = toys.load(dataset, bins=bins).probs
+    return {"floor_tv": floor_tv(probs, samples), "floor_js": floor_js(probs, samples)}
+
+
 def run(wanted: list[Cell], plan: Plan, jobs: int) -> Iterator[tuple[Cell, Outcome]]:
     """Cells and what came of them, as they are done; cells with one teacher in one process."""
     groups: dict[Any, list[Cell]] = {}
     for cell in wanted:
         groups.setdefault((cell.dataset, cell.process, cell.seed), []).append(cell)
     if jobs == 1 or len(groups) < 2:
-        teachers = Teachers()
-        for group in groups.values():
-            for cell in group:
-                yield cell, run_cell(cell, plan, teachers)
+        one = partial(run_cell, plan=plan, teachers=Teachers())
+        yield from as_done(one, list(groups.values()), 1)
         return
-    context = multiprocessing.get_context("spawn")
     # the longest first, so that no process works alone at the end
     queue = sorted(groups.values(), key=lambda group: _work(group, plan), reverse=True)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_core) as pool:
-        futures = {pool.submit(_run_group, group, plan): group for group in queue}
-        for future in as_completed(futures):
-            yield from zip(futures[future], future.result(), strict=True)
+    for group, outcomes in as_done(partial(_run_group, plan=plan), [queue], jobs):
+        yield from zip(group, outcomes, strict=True)
 
 
 def _work(group: list[Cell], plan: Plan) -> int:
@@ -231,8 +237,3 @@ def _work(group: list[Cell], plan: Plan) -> int:
 def _run_group(group: list[Cell], plan: Plan) -> list[Outcome]:
     teachers = Teachers()
     return [run_cell(cell, plan, teachers) for cell in group]
-
-
-def one_core() -> None:
-    """Networks this small are slower on several threads."""
-    torch.set_num_threads(1)

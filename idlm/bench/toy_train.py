@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning as L
@@ -15,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import idlm
+from idlm.bench.shared import quiet
 from idlm.bench.toy_methods import Method, settings_of
 from idlm.bench.toy_networks import FastDraw, tiny
 from idlm.bench.toys import Toy
@@ -26,7 +24,6 @@ from idlm.processes.gaussian import ddpm_sample
 from idlm.training.distil import DistillationModule
 from idlm.training.loop import average_weights, lr_factor
 
-BATCH = 256
 _TEACHER_BATCH = 512
 _TEACHER_LR = 1e-2
 _LOSSES = {
@@ -35,7 +32,7 @@ _LOSSES = {
     "gaussian": gaussian_regression,
 }
 # samples at once: enough to keep a core busy, and its tables in the cache
-_ROWS = 10_000
+_ROWS = 5_000
 # what a seed is used for, so that no two uses share their numbers
 _TEACH, _DISTIL, _SAMPLE = 1, 2, 3
 
@@ -128,16 +125,16 @@ def distil(
         teacher,
         objective,
         max_student_updates=updates,
-        micro_batch_size=BATCH,
+        micro_batch_size=method.batch,
         seed=_key(seed, _DISTIL),
         **settings_of(method, latent),
     )
     module.draw_type = FastDraw
     continuous = method.process == "gaussian"
-    data = Batches(toy, BATCH, _key(seed, _DISTIL), continuous=continuous)
+    data = Batches(toy, method.batch, _key(seed, _DISTIL), continuous=continuous)
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     started = time.perf_counter()
-    with _quiet():
+    with quiet():
         # barebones: Lightning's own logging takes as long as an update
         trainer = L.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
         trainer.fit(module, DataLoader(data, batch_size=None))
@@ -174,17 +171,3 @@ def sample(model: Any, toy: Toy, *, count: int, steps: int, seed: int) -> Tensor
 
 def _key(seed: int, use: int) -> int:
     return 4 * seed + use
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's remarks about devices and workers are of no use here; its errors are."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -12,6 +12,11 @@ multiplied by q(z_l | x_l), see :func:`given_state`. The student's draws from th
 posterior, then have exactly the law of Duo's sampler, which plugs the prediction itself into the
 posterior, at any number of steps.
 
+Departures beside those of :mod:`idlm.objectives.alternating`, of which one reads differently here:
+there is no mask, so a student's noise per position is added to the embedding of every token, and
+D-MMD gives uniform students none at all, because z_1 is random (methods E.4). The "traditional"
+parameterisation of D-MMD's appendix, one-step posteriors in place of predictions, is not offered.
+
 The student's loss keeps the paper's soft probabilities, <G, log teacher(z) - log fake(z)>. With
 the fake model at its optimum and p = E[G | z] that is sum_v p_v log((P_v + q_v) / 2 q_v), where
 P = E[x | z] and q is the teacher; p = P, and with it a divergence, for a student that is sure of
@@ -30,6 +35,7 @@ from torch import Tensor
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.base import Draw, LossSum, Networks, mean
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import entropy
 from idlm.processes import Uniform
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
@@ -148,8 +154,8 @@ def auxiliary_loss(
     process = cast(Uniform, networks.fake.process)
     with torch.no_grad():
         state = simulate(objective, networks.student, tokens, draw)
-        teacher = _features(networks.teacher, state) if objective.anchor else None
-    fake = _features(networks.fake, state)
+        teacher = _features(objective, networks.teacher, state) if objective.anchor else None
+    fake = _features(objective, networks.fake, state)
 
     def cross_entropy(
         fake: Tensor, x: Tensor, z: Tensor, teacher: Tensor | None = None
@@ -176,7 +182,7 @@ def student_loss(
     process = cast(Uniform, networks.student.process)
     state = simulate(objective, networks.student, tokens, draw)
     with torch.no_grad():
-        teacher, fake = (_features(m, state) for m in (networks.teacher, networks.fake))
+        teacher, fake = (_features(objective, m, state) for m in (networks.teacher, networks.fake))
 
     def score(
         student: Tensor, z_in: Tensor, teacher: Tensor, fake: Tensor, z: Tensor
@@ -187,13 +193,12 @@ def student_loss(
             log_fake = process.log_probs(networks.fake.head(fake), z)
             gap = _teacher(objective, networks, teacher, z, state.time)
             gap = gap - given_state(process, log_fake, z, state.time)
-            entropy = -(log_g.exp() * log_g).sum(-1)
-        return -(log_g.exp() * gap).sum(-1), entropy
+        return -(log_g.exp() * gap).sum(-1), entropy(log_g)
 
     tables = (state.hidden, state.z_in, teacher, fake, state.z)
-    per_token, entropy = over_positions(score, *tables, vocab_size=process.vocab_size)
+    per_token, spread = over_positions(score, *tables, vocab_size=process.vocab_size)
     total = (objective.weights(process, state.time).unsqueeze(-1) * per_token).sum()
-    return LossSum(total, tokens.numel(), {"student_entropy": mean(entropy.detach())})
+    return LossSum(total, tokens.numel(), {"student_entropy": mean(spread)})
 
 
 def _teacher(
@@ -205,5 +210,8 @@ def _teacher(
     return given_state(process, objective.sharpening(log_p), z, t)
 
 
-def _features(model: DiffusionLM, state: UniformSimulation) -> Tensor:
-    return model.features(state.z, model.process.schedule.sigma(state.time))
+def _features(
+    objective: AlternatingDistillation, model: DiffusionLM, state: UniformSimulation
+) -> Tensor:
+    sigma = model.process.schedule.sigma(state.time)
+    return model.features(state.z, sigma, objective.told(model, state.t_in))

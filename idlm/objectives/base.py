@@ -35,6 +35,7 @@ class Draw:
         seed: the run's seed.
         step: number of the update.
         training: whether an update follows; False where a loss is only measured.
+        own_strata: whether the strata are those of these rows alone, as after :meth:`rows`.
     """
 
     sample: Tensor
@@ -42,6 +43,7 @@ class Draw:
     seed: int
     step: int
     training: bool = True
+    own_strata: bool = False
 
     def uniform(self, *shape: int, stream: Stream) -> Tensor:
         """float64 uniforms ``[B, *shape]``."""
@@ -68,6 +70,37 @@ class Draw:
         # odd multiples of the golden ratio's 64 bits: seeds that nobody counts up to
         return replace(self, seed=(self.seed + number * 0x9E3779B97F4A7C15) % (1 << 64))
 
+    def rows(self, sample: Tensor) -> Draw:
+        """The draw of some of the sequences: their own numbers, and strata that cover [0, 1] alone.
+
+        In the strata of the global batch the rows of a micro batch are neighbours: the times of a
+        part would span a sliver of [0, 1], and a mean over it would be one over that sliver.
+
+        Args:
+            sample: running numbers of the chosen sequences, int64 ``[R]``.
+        """
+        return replace(self, sample=sample, own_strata=True)
+
+    def strata(self, *, permuted: bool = False) -> tuple[Tensor, int]:
+        """The time stratum of each sequence, int64 ``[B]``, and how many strata there are.
+
+        Args:
+            permuted: assign them by a permutation, see :meth:`times`.
+        """
+        if self.own_strata:
+            count = self.sample.shape[0]
+            stratum = torch.arange(count, device=self.sample.device)
+        else:
+            count = self.batch_size
+            stratum = self.sample % count
+        if permuted:
+            stratum = self.permutation(count).to(stratum.device)[stratum]
+        return stratum, count
+
+    def permutation(self, count: int) -> Tensor:
+        """A permutation of ``range(count)``, the same for every part of the batch."""
+        return random.permutation(count, seed=self.seed, step=self.step)
+
     def times(self, stream: Stream, *, permuted: bool = False) -> Tensor:
         """Stratified times ``[B]`` in fp32 (methods A.2).
 
@@ -77,17 +110,23 @@ class Draw:
                 sequence has the same stratum in every draw, so two times differ by less than
                 ``1 / batch_size`` (methods C.7.2).
         """
-        stratum = self.sample % self.batch_size
-        if permuted:
-            order = random.permutation(self.batch_size, seed=self.seed, step=self.step)
-            stratum = order.to(stratum.device)[stratum]
-        noise = self.uniform(stream=stream)
-        return stratified_times(stratum, self.batch_size, noise).float()
+        stratum, count = self.strata(permuted=permuted)
+        return stratified_times(stratum, count, self.uniform(stream=stream)).float()
 
 
 def two_times(draw: Draw, how: TimeDraws) -> tuple[Tensor, Tensor]:
     """Times of the student's input and of a state that is noised from scratch, each ``[B]``."""
     return draw.times(Stream.TIME), draw.times(Stream.TIME_2, permuted=how == "independent")
+
+
+def matching_times(draw: Draw, target_steps: int) -> tuple[Tensor, Tensor]:
+    """t = min(1, s + U(0, 1/k)) and s ~ U(0, 1), each ``[B]``, s stratified over the batch.
+
+    Of moment matching (methods D.2, E.1); k = ``target_steps``, the number of sampling steps.
+    """
+    s = draw.times(Stream.TIME)
+    delta = draw.uniform(stream=Stream.TIME_2).float() / target_steps
+    return (s + delta).clamp(max=1.0), s
 
 
 class Networks(NamedTuple):
@@ -147,6 +186,8 @@ class DistillationObjective(ABC):
             ``jointly``: both by :meth:`student_loss`, with one optimiser; ``student``: the student
             alone, and there is no auxiliary network.
         latent: sizes of the student's latent (vector, per position) unless others are asked for.
+        fake_per_student: auxiliary updates before each student update unless others are asked for;
+            an alternating method's alone.
         changes_teacher: whether :meth:`after_student_update` may change the teacher's weights,
             which are then part of every checkpoint.
     """
@@ -154,6 +195,7 @@ class DistillationObjective(ABC):
     processes: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[Trains] = "alternating"
     latent: ClassVar[tuple[int, int]] = (64, 64)
+    fake_per_student: ClassVar[int] = 1
     changes_teacher: ClassVar[bool] = False
 
     def check(self, teacher: DiffusionLM, student: DiffusionLM) -> None:  # noqa: B027

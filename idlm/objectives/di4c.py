@@ -43,7 +43,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from math import inf
 from typing import ClassVar, NamedTuple, cast
 
@@ -63,15 +62,8 @@ from idlm.objectives.base import (
     mean,
     row_weights,
 )
-from idlm.objectives.mixture import (
-    correlation,
-    divergence,
-    drawn_tokens,
-    in_chunks,
-    law,
-    log_mean_exp,
-    scored,
-)
+from idlm.objectives.divergences import entropy, kl, log_mean_exp
+from idlm.objectives.mixture import correlation, drawn_tokens, in_chunks, law, scored
 from idlm.objectives.pairing import check_pairing
 from idlm.processes import Absorbing, Uniform
 from idlm.random import Stream
@@ -199,8 +191,7 @@ class Di4C(DistillationObjective):
 
     def times(self, draw: Draw) -> Tensor:
         """Times, float64 ``[B]``: U(0, delta) with chance ``near_share``, else U(delta, 1)."""
-        noise, stratum = draw.uniform(stream=Stream.TIME), draw.sample % draw.batch_size
-        u = stratified_times(stratum, draw.batch_size, noise, minimum=0.0)
+        u = stratified_times(*draw.strata(), draw.uniform(stream=Stream.TIME), minimum=0.0)
         near = u / self.near_share if self.near_share else u
         far = (u - self.near_share) / (1.0 - self.near_share) if self.near_share < 1 else u
         t = torch.where(u < self.near_share, self.delta * near, self.delta + (1 - self.delta) * far)
@@ -222,7 +213,7 @@ class Di4C(DistillationObjective):
         near = t < self.delta
         for these, far in ((near, False), (~near, True)):
             if bool(these.any()):
-                own = replace(draw, sample=draw.sample[these])
+                own = draw.rows(draw.sample[these])
                 parts.append(self.terms(networks, tokens[these], z[these], t[these], own, far=far))
         terms = Terms(*(torch.cat(term) for term in zip(*parts, strict=True)))
         logs = {
@@ -258,7 +249,7 @@ class Di4C(DistillationObjective):
 
         tables = (hidden, seen[rows], tokens[rows], z[rows], row_weights(t, rows), *later)
         numbers = self.num_latents * process.vocab_size
-        entropy, *found = in_chunks(score, *tables, numbers=numbers)
+        spread, *found = in_chunks(score, *tables, numbers=numbers)
         # zeros where nothing is scored: sums over d are sums over all positions
         own, ind, second, *theirs = (
             x.new_zeros(*rows.shape, *x.shape[1:]).index_put((rows,), x) for x in found
@@ -270,7 +261,7 @@ class Di4C(DistillationObjective):
             cons_ind = second.sum(1)
         else:
             dist = second.sum(1)
-        return Terms(cor, ind.sum(1), dist, cons_cor, cons_ind, self.coefficient(t), entropy)
+        return Terms(cor, ind.sum(1), dist, cons_cor, cons_ind, self.coefficient(t), spread)
 
     def _score(self, networks: Networks, *tables: Tensor) -> tuple[Tensor, ...]:
         """At M positions: entropy, log p_i(x0), ind, dist; or cons_ind last, and log p_i(xh_j)."""
@@ -279,21 +270,21 @@ class Di4C(DistillationObjective):
         log_p = law(process, student.head(hidden), z.unsqueeze(1), t.unsqueeze(1))
         log_mixture = log_mean_exp(log_p, 1)
         with torch.no_grad():
-            q = law(process, networks.teacher.head(seen), z, t).exp()
-            entropy = -(log_p.exp() * log_p).sum(-1).mean(1)
+            log_q = law(process, networks.teacher.head(seen), z, t)
+        spread = entropy(log_p).mean(1)
         own = log_p.gather(-1, x0.reshape(-1, 1, 1).expand(*log_p.shape[:2], 1)).squeeze(-1)
-        zero = torch.zeros_like(entropy)
-        ind = divergence(q, log_mixture) if self.control_variates else zero
+        zero = torch.zeros_like(spread)
+        ind = kl(log_q, log_mixture) if self.control_variates else zero
         if not later:
-            return entropy, own, ind, divergence(q, log_p.mean(1))
+            return spread, own, ind, kl(log_q, log_p.mean(1))
         hidden_s, z_s, s, drawn = later
         cons_ind = zero
         if self.control_variates:
             with torch.no_grad():
-                p_s = law(process, student.head(hidden_s), z_s, s).exp().mean(1)
-            cons_ind = divergence(p_s, log_mixture)
+                log_p_s = log_mean_exp(law(process, student.head(hidden_s), z_s, s), 1)
+            cons_ind = kl(log_p_s, log_mixture)
         theirs = log_p.gather(-1, drawn.unsqueeze(1).expand(*log_p.shape[:2], -1))
-        return entropy, own, ind, cons_ind, theirs
+        return spread, own, ind, cons_ind, theirs
 
     @torch.no_grad()
     def later(self, networks: Networks, seen: Tensor, z: Tensor, t: Tensor, draw: Draw) -> Later:

@@ -2,8 +2,9 @@
 
 The student's gradient at its sample x is the difference of two scores at a noised x, read from two
 denoisers: the frozen teacher and an auxiliary network that is trained on the student's samples, 5
-or 10 updates for each of the student's (``fake_per_student`` of the distillation module). Its
-inputs are the states its own sampler meets.
+updates for each of the student's as on ImageNet and with SDXL, 10 with SD1.5
+(``fake_per_student`` of the distillation module). The student's inputs are the states its own
+sampler meets.
 
 Departures from the paper's code, which is for images and EDM's noise x + sigma_edm n. With
 z = alpha x + sigma n the same noise level is sigma_edm = sigma / alpha and the auxiliary network's
@@ -62,7 +63,7 @@ class Critic(nn.Module):
 
 
 class DMD2(DistillationObjective):
-    """Improved distribution matching distillation.
+    """Improved distribution matching distillation: L_gen and L_fake of methods H.6.
 
     Args:
         target_steps: k, the number of sampling steps; the student is trained on their states only.
@@ -78,6 +79,7 @@ class DMD2(DistillationObjective):
 
     processes: ClassVar[tuple[str, ...]] = (Gaussian.name,)
     latent: ClassVar[tuple[int, int]] = (0, 0)
+    fake_per_student: ClassVar[int] = 5
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ from idlm.objectives.alternating import AlternatingDistillation, Weighting
 class DMMD(AlternatingDistillation):
     """Match E[x | z_s] of the student's trajectories to the teacher's, with an anchored fake.
 
-    Section 3 of the paper: z_s comes from the posterior q(z_s | x, z_t), and the fake model's
-    target is half student, half teacher, so that it equals the teacher exactly when the student
-    is consistent. See :class:`AlternatingDistillation` for the steps and departures.
+    L_GEN and L_AUX of the paper (methods E.1, E.2): z_s comes from the posterior q(z_s | x, z_t),
+    and the fake model's target is half student, half teacher, so that it equals the teacher exactly
+    when the student is consistent. See :class:`AlternatingDistillation` for the steps and
+    :mod:`idlm.objectives.alternating` for the departures.
 
     Args:
         target_steps: k, the number of sampling steps to aim at.

@@ -1,4 +1,4 @@
-"""Duo-DCD: discrete consistency distillation for the uniform process (arXiv 2506.10892).
+"""Duo-DCD: discrete consistency distillation, uniform process (arXiv 2506.10892; methods H.2).
 
 The student at a state z_t is to predict what the teacher predicts at an earlier state z_s of the
 same deterministic trajectory: w = a x + s eps with one Gaussian eps for all times, z = argmax w.
@@ -31,9 +31,10 @@ from torch import Tensor
 from idlm.errors import UserError
 from idlm.objectives.base import Draw, LossSum, Networks, mean
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import divergence, entropy
 from idlm.objectives.gammas import check_range, relaxation
 from idlm.objectives.pairing import check_pairing
-from idlm.objectives.rounds import NextTeacher, SelfDistillation, divergence, entropy
+from idlm.objectives.rounds import NextTeacher, SelfDistillation
 from idlm.processes import GaussianRelaxation
 from idlm.random import Stream
 

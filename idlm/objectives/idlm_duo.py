@@ -9,7 +9,9 @@ the inputs hard and cuts the gradient, once Lightning has counted 500,000 optimi
 networks together. alpha' is exact (see :class:`idlm.processes.GaussianRelaxation`). The two times
 of an update are independent by default; the code ties them (methods C.7.2). The range of gamma
 follows the vocabulary (see :mod:`idlm.objectives.gammas`). Losses are sums that the caller divides
-by the token count, where the code sums over positions: a constant factor L.
+by the token count, where the code sums over positions: a constant factor L. Students have a latent
+by default, where the paper's have none: a vector of 64 that enters every adaLN by rows of its own,
+and 64 numbers per position that are added to the embedding of the relaxed state.
 
 What keeps it stable, on three equal tokens of K = 6 (docs/decisions.md has the numbers): a range
 that reaches noise, without which nothing is learned at the sampler's start, and learning rates that
@@ -39,6 +41,7 @@ from idlm.objectives.base import (
     two_times,
 )
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import entropy
 from idlm.objectives.gammas import check_range, relaxation
 from idlm.objectives.pairing import check_pairing
 from idlm.processes import GaussianRelaxation, Uniform
@@ -67,9 +70,10 @@ class RelaxedSimulation(NamedTuple):
 class IDLMDuo(DistillationObjective):
     """L(teacher, p_G) - min_f L(f, p_G) with the uniform NELBO on relaxed states.
 
-    Section 3 of the paper, IDLM-Duo; the NELBO is :meth:`idlm.processes.Uniform.nll_per_token` with
-    soft data G. Gradient reaches the student through G in the NELBO and through w in the inputs of
-    teacher and fake model; the argmax carries none.
+    Section 3 and algorithm 1 of the paper (methods C.1, C.4); the NELBO is
+    :meth:`idlm.processes.Uniform.nll_per_token` with soft data G. Gradient reaches the student
+    through G in the NELBO and through w in the inputs of teacher and fake model; the argmax
+    carries none.
 
     The NELBO is computed in chunks of positions, but G and w are whole: a micro batch holds a few
     tables ``[B, L, K]`` of fp32.
@@ -187,10 +191,10 @@ class IDLMDuo(DistillationObjective):
             # frozen here, too, because the backward pass comes back to this function
             with frozen(teacher, fake):
                 gap = nelbo(teacher, teacher_hidden) - nelbo(fake, fake_hidden)
-            return gap, -(g * log_g).sum(-1).detach()
+            return gap, entropy(log_g)
 
-        gap, entropy = over_positions(
+        gap, spread = over_positions(
             difference, *hidden, state.log_g, state.z, vocab_size=process.vocab_size
         )
-        logs = {"student_entropy": mean(entropy.detach())}
+        logs = {"student_entropy": mean(spread)}
         return LossSum(gap.sum(), tokens.numel(), logs)

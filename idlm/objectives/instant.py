@@ -60,7 +60,7 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives import alternating_uniform, moment_matching
+from idlm.objectives import alternating_masked, alternating_uniform, moment_matching
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks
 from idlm.objectives.instant_half import GaussianHalf, Half, MaskedHalf, UniformHalf
@@ -70,8 +70,6 @@ from idlm.objectives.regression import check_same_process
 from idlm.processes import Absorbing, Uniform
 from idlm.processes.gaussian import Gaussian
 from idlm.processes.gaussian import Weighting as GaussianWeighting
-from idlm.random import Stream
-from idlm.schedules import stratified_times
 
 Preconditioner = Literal["adam", "identity"]
 _TOKEN_WEIGHTINGS = ("nelbo", "flat")
@@ -155,8 +153,7 @@ class InstantMomentMatching(DistillationObjective):
             tokens, sample = tokens.clone(), draw.sample.clone()
             space = WeightSpace(networks.teacher)
             halves = [
-                self._half(networks.student, tokens[i::2], _rows(draw, sample[i::2]))
-                for i in (0, 1)
+                self._half(networks.student, tokens[i::2], draw.rows(sample[i::2])) for i in (0, 1)
             ]
             directions = [self._direction(half, space, draw.training) for half in halves]
             even, odd = (
@@ -200,7 +197,7 @@ class InstantMomentMatching(DistillationObjective):
             state = moment_matching.simulate(student, tokens, draw, target_steps=steps)
             return GaussianHalf(state, self._weights(process, state.time).to(state.x.dtype))
         if isinstance(process, Absorbing):
-            masked = self._tuples.simulate(student, tokens, draw)
+            masked = alternating_masked.simulate(self._tuples, student, tokens, draw)
             return MaskedHalf(masked, self._weights(process, masked.time))
         noised = alternating_uniform.simulate(self._tuples, student, tokens, draw)
         return UniformHalf(student, noised, self._weights(process, noised.time))
@@ -228,25 +225,6 @@ class InstantMomentMatching(DistillationObjective):
                 self._second.observe(g)
             g = self._second.precondition(g)
         return {name: -value for name, value in g.items()}
-
-
-class _OwnStrata(Draw):
-    """Times of rows that cover [0, 1] by themselves, whichever part of a batch they are."""
-
-    def times(self, stream: Stream, *, permuted: bool = False) -> Tensor:
-        rows = self.sample.shape[0]
-        stratum = torch.arange(rows, device=self.sample.device)
-        return stratified_times(stratum, rows, self.uniform(stream=stream)).float()
-
-
-def _rows(draw: Draw, sample: Tensor) -> Draw:
-    """The draw of some rows, with strata of their own.
-
-    In those of the global batch the rows of a micro batch are neighbours: their times would span
-    a sliver of [0, 1], and g would be the moment of that sliver alone.
-    """
-    kind = type(draw.__class__.__name__, (_OwnStrata, type(draw)), {})
-    return kind(**{**vars(draw), "sample": sample})
 
 
 def _no_pair(networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.alternating import Simulation
+from idlm.objectives.alternating_masked import Simulation
 from idlm.objectives.alternating_uniform import UniformSimulation, given_state
 from idlm.objectives.base import row_weights
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import entropy
 from idlm.objectives.instant_teacher import Weights, WeightSpace
 from idlm.objectives.moment_matching import Matching
 from idlm.processes import Absorbing, Uniform
@@ -66,9 +67,9 @@ class MaskedHalf(NamedTuple):
         """w(s) <G, d log p> along ``direction`` at masked positions, summed, in nats."""
         _, change = space.derivative(lambda w: self._log_probs(space, w), direction)
         score = (self._log_target().exp() * change).sum(-1)
-        log_g = self.state.log_g.detach()
-        entropy = -(log_g.exp() * log_g).sum()
-        return StudentLoss((self._row_weights() * score).sum(), entropy, log_g.shape[0])
+        log_g = self.state.log_g
+        total = (self._row_weights() * score).sum()
+        return StudentLoss(total, entropy(log_g).sum(), log_g.shape[0])
 
     def _log_target(self) -> Tensor:
         """log G where it is scored, ``[S, V]``: what is masked in z_s was masked in z_t, too."""
@@ -134,15 +135,14 @@ class UniformHalf(NamedTuple):
             log_g = given_state(process, log_student, z_in, state.t_in)
             with torch.no_grad():
                 target = given_state(process, log_student, z, state.time).exp()
-                entropy = -(log_g.exp() * log_g).sum(-1)
             # r = G q(z_s | x, z_t) / q(z_s | z_t), of which G alone carries gradient
             credit = target * (log_g - log_g.detach()).exp()
-            return (credit * change).sum(-1), entropy
+            return (credit * change).sum(-1), entropy(log_g)
 
         tables = (state.hidden, state.z_in, state.z, hidden, tangent)
-        scores, entropy = over_positions(score, *tables, vocab_size=process.vocab_size)
+        scores, spread = over_positions(score, *tables, vocab_size=process.vocab_size)
         total = (self.weight.unsqueeze(-1) * scores).sum()
-        return StudentLoss(total, entropy.detach().sum(), entropy.numel())
+        return StudentLoss(total, spread.sum(), spread.numel())
 
 
 class GaussianHalf(NamedTuple):

@@ -18,6 +18,7 @@ from idlm.models.dit import Latent
 from idlm.models.modeling import DiffusionLM
 from idlm.models.recognition import Recognition
 from idlm.objectives.base import Draw, LossSum
+from idlm.objectives.divergences import log_mean_exp
 from idlm.processes import Absorbing
 from idlm.random import Stream
 
@@ -113,7 +114,7 @@ def importance_bound(
         log_likelihood(student, state, z)[1].sum(-1) + posterior.log_weight(z)
         for z in posterior.sample(noise).split(1, dim=1)
     ]
-    bound = log_mean_exp(torch.cat(values, dim=1))
+    bound = log_mean_exp(torch.cat(values, dim=1), 1)
     return LossSum(-(state.weight * bound).sum(), tokens.numel())
 
 
@@ -161,8 +162,3 @@ def at_least_one(samples: int) -> int:
 def posterior_noise(draw: Draw, like: Tensor, samples: int) -> Tensor:
     """Standard normal ``[B, K, G]`` for means ``[B, G]``; a larger K keeps the first ones."""
     return draw.normal(samples, like.shape[1], stream=Stream.RECOGNITION, dtype=like.dtype)
-
-
-def log_mean_exp(values: Tensor) -> Tensor:
-    """``[B]`` of ``[B, K]``."""
-    return torch.logsumexp(values, dim=1) - math.log(values.shape[1])

@@ -7,7 +7,6 @@ some positions at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import cast
 
@@ -17,13 +16,9 @@ from torch import Tensor
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating_uniform import given_state
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import log_mean_exp
 from idlm.processes import Absorbing, Process, Uniform
 from idlm.sampling.categorical import draw as draw_categorical
-
-
-def log_mean_exp(values: Tensor, dim: int) -> Tensor:
-    """LME: the logarithm of the mean of exp(values) over one dimension."""
-    return torch.logsumexp(values, dim) - math.log(values.shape[dim])
 
 
 def correlation(log_p: Tensor, *, control: bool = True) -> Tensor:
@@ -41,11 +36,6 @@ def correlation(log_p: Tensor, *, control: bool = True) -> Tensor:
     log_p = log_p.double()
     mixture = log_mean_exp(log_p.sum(1), 1)
     return log_mean_exp(log_p, 2).sum(1) - mixture if control else -mixture
-
-
-def divergence(p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats, ``[...]`` for probabilities and log-probabilities ``[..., C]``."""
-    return (torch.xlogy(p, p) - p * log_q).sum(-1)
 
 
 def law(process: Process, logits: Tensor, z: Tensor, t: Tensor) -> Tensor:

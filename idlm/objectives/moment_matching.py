@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from idlm.errors import UserError
-from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks
+from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks, matching_times
 from idlm.objectives.regression import check_same_process, gaussian
 from idlm.processes.gaussian import Gaussian, Weighting
 from idlm.random import Stream
@@ -38,13 +38,6 @@ class Matching(NamedTuple):
     x: Tensor
     z: Tensor
     time: Tensor
-
-
-def matching_times(draw: Draw, target_steps: int) -> tuple[Tensor, Tensor]:
-    """t = min(1, s + U(0, 1/k)) and s ~ U(0, 1), each ``[B]``, s stratified over the batch."""
-    s = draw.times(Stream.TIME)
-    delta = draw.uniform(stream=Stream.TIME_2).float() / target_steps
-    return (s + delta).clamp(max=1.0), s
 
 
 def simulate(
@@ -122,7 +115,7 @@ class MomentMatching(DistillationObjective):
         check_same_process(teacher, student)
 
     def times(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """t and s, see :func:`matching_times`."""
+        """t and s, see :func:`~idlm.objectives.base.matching_times`."""
         return matching_times(draw, self.target_steps)
 
     def simulate(self, student: nn.Module, data: Tensor, draw: Draw) -> Matching:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from idlm.errors import UserError
 from idlm.objectives.base import DistillationObjective
-from idlm.processes import Process
 
 
-def check_pairing(objective: DistillationObjective, process: Process) -> None:
+class Named(Protocol):
+    """A process, over tokens or continuous data, as far as a pairing is concerned."""
+
+    @property
+    def name(self) -> str:
+        """How objectives and configs call it."""
+        ...
+
+
+def check_pairing(objective: DistillationObjective, process: Named) -> None:
     """Refuse an objective on a process that it is not defined for.
 
     Args:

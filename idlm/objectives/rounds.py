@@ -9,9 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import torch
-from torch import Tensor
-
 from idlm.errors import UserError
 from idlm.models.config import FIELDS
 from idlm.models.modeling import DiffusionLM
@@ -117,30 +114,3 @@ class SelfDistillation(DistillationObjective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue in the round that was saved."""
         self.round = cast(int, state["round"])
-
-
-def divergence(kind: str, log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """How far the student's distribution is from the teacher's.
-
-    Args:
-        kind: ``kl-bwd`` for KL(student || teacher) and ``kl-fwd`` for KL(teacher || student), in
-            nats; ``mse`` for the sum of squared differences of probabilities, ``tvd`` for half the
-            sum of their absolute differences.
-        log_student: natural-log probabilities ``[..., V]``, finite.
-        log_teacher: alike.
-
-    Returns:
-        ``[...]``, never negative.
-    """
-    if kind == "kl-bwd":
-        return (log_student.exp() * (log_student - log_teacher)).sum(-1)
-    if kind == "kl-fwd":
-        return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    difference = log_student.exp() - log_teacher.exp()
-    return difference.square().sum(-1) if kind == "mse" else 0.5 * difference.abs().sum(-1)
-
-
-def entropy(log_p: Tensor) -> Tensor:
-    """Entropy in nats of log-probabilities ``[..., V]``, without gradient, ``[...]``."""
-    with torch.no_grad():
-        return -(log_p.exp() * log_p).sum(-1)

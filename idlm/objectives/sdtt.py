@@ -6,7 +6,9 @@ what the teacher predicted at each position in the step that unmasked it.
 Departures from the authors' code. **The teacher's times** are t and t - dt, and its step ends at
 t - 2 dt; the code means to place two times between t and t - 2 dt and mixes the weights up: at
 t = 0.5 its two calls run near 0.75 and 0.25, and a position is unmasked with probability
-dt / 0.75 in place of dt / t. A network without time conditioning does not see its time, but which
+dt / 0.75 in place of dt / t. With the weights put right, as IMDM's port does, its second call would
+still be at t - 2 dt, the end of the interval, and not at t - dt, where its second step starts. A
+network without time conditioning does not see its time, but which
 positions the first step unmasks, and so whose context a target has, changes for any network.
 **mse and tvd** compare probabilities, as their names say; in the code, log-probabilities. **The
 loss** is a sum over masked positions that the caller divides by all tokens; the code takes the mean
@@ -30,11 +32,12 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.alternating import absorbing
+from idlm.objectives.alternating_masked import absorbing
 from idlm.objectives.base import Draw, LossSum, Networks, mean
 from idlm.objectives.chunks import over_positions
+from idlm.objectives.divergences import divergence, entropy
 from idlm.objectives.pairing import check_pairing
-from idlm.objectives.rounds import NextTeacher, SelfDistillation, divergence, entropy
+from idlm.objectives.rounds import NextTeacher, SelfDistillation
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
@@ -55,7 +58,7 @@ class SDTT(SelfDistillation):
         num_steps: sampling steps of the first teacher.
         min_steps: fewest sampling steps to aim at.
         loss: ``kl-bwd`` for KL(student || target), the paper's best; ``kl-fwd``; ``mse`` or
-            ``tvd``, which are not in nats (see :func:`~idlm.objectives.rounds.divergence`).
+            ``tvd``, which are not in nats (see :func:`~idlm.objectives.divergences.divergence`).
         round_updates: student updates in a round, the published 10,000.
         next_teacher: ``average`` or ``student``, what becomes the teacher.
 
@@ -96,9 +99,9 @@ class SDTT(SelfDistillation):
         """One step of the teacher in the present round."""
         return (1.0 - _END) / self.num_steps * 2**self.round
 
-    def times(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Start and end of the teacher's two steps: t, t - dt, t - 2 dt, no earlier than 1e-5."""
-        return t, (t - self.dt).clamp(min=_END), (t - 2 * self.dt).clamp(min=_END)
+    def times(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the teacher's two steps start: t and t - dt, no earlier than 1e-5."""
+        return t, (t - self.dt).clamp(min=_END)
 
     @torch.no_grad()
     def targets(self, teacher: DiffusionLM, z: Tensor, t: Tensor, draw: Draw) -> Tensor:
@@ -118,7 +121,7 @@ class SDTT(SelfDistillation):
             ``[B, L, D]``; what stands at positions visible in ``z`` is not used.
         """
         process = absorbing(teacher)
-        first, second, _ = self.times(t)
+        first, second = self.times(t)
         masked = z == process.mask_id
         hidden = teacher.features(z, process.schedule.sigma(first))
         chance = process.reveal_probability(second, first).unsqueeze(-1)

@@ -22,11 +22,11 @@ from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.models.recognition import Posterior, Recognition
 from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks, Trains, mean
+from idlm.objectives.divergences import entropy, log_mean_exp
 from idlm.objectives.latent_likelihood import (
     at_least_one,
     corrupt,
     log_likelihood,
-    log_mean_exp,
     posterior_noise,
 )
 from idlm.objectives.pairing import check_pairing
@@ -121,7 +121,7 @@ class VADD(DistillationObjective):
             bound = importance_weighted(posterior, z, scores, weight)
         with torch.no_grad():
             logs = {
-                "student_entropy": mean(-(log_p.exp() * log_p).sum(-1)),
+                "student_entropy": mean(entropy(log_p)),
                 "reconstruction": -(state.weight * scores.mean(1)).sum() / tokens.numel(),
                 "kl": kl.sum(-1).mean(),
                 "active_dimensions": (kl.mean(0) > ACTIVE).to(kl.dtype).sum(),
@@ -148,4 +148,4 @@ def importance_weighted(posterior: Posterior, z: Tensor, scores: Tensor, weight:
     if z.requires_grad:
         share = torch.softmax(values.detach(), dim=1).unsqueeze(-1)
         z.register_hook(lambda gradient: gradient * (1 - weight + weight * share))
-    return log_mean_exp(values)
+    return log_mean_exp(values, 1)

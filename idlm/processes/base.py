@@ -15,7 +15,7 @@ class Process(ABC):
     """How clean tokens become noise and back.
 
     The forward process keeps each token with probability alpha_t and otherwise replaces it by a
-    draw from the prior, independently per position (methods, section 0).
+    draw from the prior, independently per position (methods 0).
 
     Attributes:
         name: how configs and checkpoints call it.

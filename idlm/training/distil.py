@@ -51,8 +51,8 @@ class DistillationModule(UpdateModule):
             Small networks need about 1; see docs/decisions.md.
         dropout: of student and auxiliary network; the teacher's config decides if not given.
         max_student_updates: length of the run.
-        fake_per_student: fake updates before each student update, 1 if not given; for objectives
-            that alternate only.
+        fake_per_student: fake updates before each student update; the objective's choice if not
+            given, 1 for most and 5 for DMD2. For objectives that alternate only.
         lr: peak learning rate of the student.
         fake_lr: the same of the fake model, ``lr`` if not given; likewise.
         betas, weight_decay, adam_eps: AdamW's, for all networks. Losses here are means over tokens
@@ -121,7 +121,9 @@ class DistillationModule(UpdateModule):
         self.save_hyperparameters(ignore=["objective"])
         self.objective = objective
         # updates of the fake model before each one of the student
-        self.fake_per_student = (fake_per_student or 1) if alternating else 0
+        self.fake_per_student = (
+            (fake_per_student or objective.fake_per_student) if alternating else 0
+        )
         self.student_updates = 0
         self.fake_updates = 0
         self.collapsed = False

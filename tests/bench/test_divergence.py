@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from idlm.bench.divergence import floor_tv, jensen_shannon, total_variation
+from idlm.bench.divergence import floor_js, floor_tv, jensen_shannon, total_variation
 
 
 def test_both_divergences_of_a_worked_example() -> None:
@@ -42,21 +43,46 @@ def test_a_sample_that_is_the_table_is_at_zero() -> None:
     assert jensen_shannon(counts, probs) == pytest.approx(0.0, abs=1e-15)
 
 
-def test_the_floor_is_the_mean_over_all_samples() -> None:
+@pytest.mark.parametrize(
+    ("floor", "divergence"), [(floor_tv, total_variation), (floor_js, jensen_shannon)]
+)
+def test_the_floor_is_the_mean_over_all_samples(floor: Any, divergence: Any) -> None:
     probs = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
     n, expected = 5, 0.0
     for sequence in itertools.product(range(3), repeat=n):
         chance = math.prod(float(probs[i]) for i in sequence)
         counts = torch.bincount(torch.tensor(sequence), minlength=5)
-        expected += chance * total_variation(counts, probs)
-    assert floor_tv(probs, n) == pytest.approx(expected, abs=1e-14)
+        expected += chance * divergence(counts, probs)
+    assert floor(probs, n) == pytest.approx(expected, abs=1e-14)
 
 
 def test_the_floor_of_a_certain_cell_is_zero() -> None:
-    assert floor_tv(torch.tensor([0.0, 1.0], dtype=torch.float64), 10) == 0.0
+    certain = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert floor_tv(certain, 10) == floor_js(certain, 10) == 0.0
     # n p a whole number, where the mean deviation's formula changes its term
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
     assert floor_tv(half, 2) == pytest.approx(0.25, abs=1e-14)
+
+
+@pytest.mark.parametrize("samples", [300, 3000, 100_000])
+def test_the_js_floor_leaves_out_no_count_that_matters(samples: int) -> None:
+    # n p from 0.003, where a count is nearly always 0, to where the window cuts both tails
+    probs = torch.tensor([1e-5, 1e-3, 0.05, 0.94899], dtype=torch.float64)
+    k = torch.arange(samples + 1, dtype=torch.float64)
+    expected = 0.0
+    for p in probs:
+        chance = torch.exp(torch.distributions.Binomial(samples, p).log_prob(k))
+        q = k / samples
+        middle = 0.5 * (p + q)
+        terms = 0.5 * (torch.xlogy(p, p) + torch.xlogy(q, q)) - torch.xlogy(middle, middle)
+        expected += float(chance @ terms)
+    # fp64: lgamma of 1e5 keeps ten digits
+    assert floor_js(probs, samples) == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_js_floor_of_a_large_sample_is_that_of_chi_squared() -> None:
+    probs = torch.full((512,), 1 / 512, dtype=torch.float64)
+    assert floor_js(probs, 1_000_000) == pytest.approx(511 / 8e6, rel=1e-3)
 
 
 def test_a_large_sample_has_a_floor_of_few_digits_lost() -> None:

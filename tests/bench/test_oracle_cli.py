@@ -41,19 +41,52 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[oracle_run.Cell]:
 def test_one_method_writes_its_records_a_table_and_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, figure = tmp_path / "new" / "oracle.json", tmp_path / "oracle.png"
+    out = tmp_path / "new" / "oracle.json"
     asked = ["--quick", "--method", "dmmd", "--seed", "2", "--latent", "4", "--samples", "3"]
-    oracle_cli.run(options(*asked, "--json", str(out), "--figure", str(figure)))
+    oracle_cli.run(options(*asked, "--json", str(out)))
+    names = {"oracle.json", "oracle.md", "oracle.png", "oracle.teachers"}
+    assert {path.name for path in out.parent.iterdir()} == names
     records = json.loads(out.read_text())
     assert [(r["method"], r["latent"], r["steps"], r["seed"]) for r in records] == [
         ("dmmd", 4, 1, 2),
         ("dmmd", 4, 4, 2),
     ]
     assert all(set(r) >= REQUIRED and r["samples"] == 3 for r in records)
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert (out.parent / "oracle.png").read_bytes().startswith(b"\x89PNG")
+    table = (out.parent / "oracle.md").read_text(encoding="utf-8")
+    assert "| method | latent | seed | steps | cross-entropy |" in table
+    assert table.count("| dmmd | 4 | 2 |") == 2
     printed = capsys.readouterr().out
     assert "cross-entropy" in printed
     assert "of 3 texts of 16 tokens" in printed
+
+
+def test_table_and_figure_go_where_they_are_told_and_hold_the_whole_file(
+    tmp_path: Path, ran: list[oracle_run.Cell]
+) -> None:
+    out, table, figure = (tmp_path / name for name in ("o.json", "a/t.md", "b/c/f.png"))
+    for method in ("teacher", "dmmd"):
+        oracle_cli.run(
+            options(
+                *("--quick", "--method", method, "--json", str(out)),
+                *("--table", str(table), "--figure", str(figure)),
+            )
+        )
+    text = table.read_text(encoding="utf-8")
+    assert "| teacher |" in text
+    assert "| dmmd |" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "o.md").exists()
+
+
+def test_the_source_alone_is_no_figure(tmp_path: Path) -> None:
+    out = tmp_path / "o.json"
+    asked = ("--quick", "--method", "source", "--json", str(out))
+    with pytest.raises(UserError, match="nothing to draw"):
+        oracle_cli.run(options(*asked, "--figure", str(tmp_path / "f.png")))
+    assert not out.exists()
+    oracle_cli.run(options(*asked))
+    assert {path.name for path in tmp_path.iterdir()} == {"o.json", "o.md"}
 
 
 def test_what_the_file_has_is_not_run_again(tmp_path: Path, ran: list[oracle_run.Cell]) -> None:
@@ -84,7 +117,8 @@ def test_finished_cells_are_kept_when_a_later_one_fails(
     out = tmp_path / "oracle.json"
     with pytest.raises(FloatingPointError):
         oracle_cli.run(options("--quick", "--jobs", "1", "--json", str(out)))
-    assert [r["method"] for r in json.loads(out.read_text())] == list(oracle_run.NAMES[:2])
+    kept = [r["method"] for r in json.loads(out.read_text())]
+    assert kept == ["teacher", "teacher-uniform"]  # what others need is done first
     monkeypatch.setattr(oracle_run, "run_cell", good)
     oracle_cli.run(options("--quick", "--jobs", "1", "--json", str(out)))
     assert len(json.loads(out.read_text())) == len(ran) == len(oracle_run.cells(0))

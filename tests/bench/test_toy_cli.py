@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.text import Text
 
-from idlm.bench import toy_cli, toy_run, toys
+from idlm.bench import toy_cli, toy_figure, toy_run, toys
+from idlm.bench.toy_figure import _PANEL, _TITLES, Counts, _bands, save_figure, shown
 from idlm.bench.toy_methods import METHODS, TEACHER
 from idlm.bench.toy_report import markdown, summarise
 from idlm.bench.toy_run import QUICK, Cell, Teachers, cells, run_cell
@@ -17,7 +20,7 @@ from idlm.cli.bench import run
 from idlm.errors import UserError
 
 REQUIRED = {"dataset", "method", "latent", "steps", "seed", "tv", "js", "floor_tv", "samples"}
-REQUIRED |= {"train_seconds"}
+REQUIRED |= {"train_seconds", "floor_js"}
 
 
 @pytest.fixture
@@ -80,6 +83,10 @@ def test_one_cell_writes_its_records(tmp_path: Path, ran: list[Cell]) -> None:
     assert all(r.keys() >= REQUIRED for r in records)
     # 2000 samples of the truth itself
     assert all(r["tv"] == pytest.approx(r["floor_tv"], rel=0.3) for r in records)
+    assert all(r["js"] == pytest.approx(r["floor_js"], rel=0.5) for r in records)
+    names = {"o.json", "o.counts.npz", "o.md", "o.png"}
+    assert {path.name for path in output.parent.iterdir()} == names
+    assert (output.parent / "o.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_there_is_kept_and_not_run_again(tmp_path: Path, ran: list[Cell]) -> None:
@@ -97,6 +104,94 @@ def test_what_is_there_is_kept_and_not_run_again(tmp_path: Path, ran: list[Cell]
     assert len(ran) == 3
 
 
+def test_cells_whose_counts_are_gone_are_run_again(tmp_path: Path, ran: list[Cell]) -> None:
+    output, counts = tmp_path / "o.json", tmp_path / "o.counts.npz"
+    first = bench(output, "--dataset", "circles", "--method", "dmmd")
+    counts.unlink()
+    bench(output, "--dataset", "circles", "--method", "idlm")
+    assert bench(output, "--dataset", "circles", "--method", "dmmd")[-3:] == first
+    assert [cell.method for cell in ran] == ["dmmd", "idlm", "dmmd"]
+    found = Counts(counts)
+    assert all(found.get(cell, QUICK) is not None for cell in ran)
+
+
+def test_a_damaged_counts_file_is_a_sentence(tmp_path: Path, ran: list[Cell]) -> None:
+    (tmp_path / "o.counts.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=r"o\.counts\.npz cannot be read .*; remove it"):
+        bench(tmp_path / "o.json", "--dataset", "circles", "--method", "dmmd")
+
+
+def test_counts_of_two_runs_at_once_are_both_kept(tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    one, other = Counts(path), Counts(path)
+    (cell, second) = cells(["circles", "pinwheel"], ["dmmd"], [0])
+    one.add(cell, QUICK, torch.arange(65))
+    other.add(second, QUICK, torch.arange(65))
+    assert Counts(path).get(cell, QUICK) is not None
+
+
+def test_table_and_figure_are_of_the_whole_file_under_one_plan(
+    tmp_path: Path, ran: list[Cell]
+) -> None:
+    output, table = tmp_path / "o.json", tmp_path / "o.md"
+    bench(output, "--dataset", "circles", "--method", "dmmd")
+    bench(output, "--dataset", "circles", "--method", "idlm")
+    text = table.read_text(encoding="utf-8")
+    assert "| circles | dmmd |" in text
+    assert "| circles | idlm |" in text
+    bench(output, "--dataset", "circles", "--method", "sdtt", "--samples", "100")
+    text = table.read_text(encoding="utf-8")
+    assert "| circles | sdtt |" in text
+    assert "| circles | dmmd |" not in text
+
+
+def test_equal_tokens_alone_are_no_figure(tmp_path: Path, ran: list[Cell]) -> None:
+    output = tmp_path / "o.json"
+    asked = ("--dataset", "equal", "--method", "dmmd")
+    with pytest.raises(UserError, match="there is nothing to draw"):
+        bench(output, *asked, "--figure", str(tmp_path / "f.png"))
+    assert not ran
+    bench(output, *asked)
+    assert {p.name for p in tmp_path.iterdir()} == {"o.json", "o.counts.npz", "o.md"}
+
+
+def test_the_figure_shows_the_largest_latent_and_the_masked_teacher() -> None:
+    found = cells(["circles", "equal"], [TEACHER, *METHODS], [0, 1])
+    drawn = shown(reversed(found))
+    assert {key[0] for key in drawn} == {"circles"}
+    assert {process for _, (method, process) in drawn if method == TEACHER} == {"absorbing"}
+    assert {column[0] for _, column in drawn} == {TEACHER, *METHODS}
+    assert drawn[("circles", ("dmmd", "absorbing"))].latent == 16
+
+
+def test_panels_stand_in_groups_no_more_than_eight_across() -> None:
+    drawn = shown(cells(["circles"], [TEACHER, *METHODS], [0]))
+    bands = _bands(column for _, column in drawn)
+    groups = [[group[0][1] for group in band.groups] for band in bands]
+    assert groups == [["absorbing"], ["uniform", "gaussian"]]
+    assert max(band.width for band in bands) * 150 <= 1800
+    assert set(METHODS) <= {*_TITLES}
+    (band,) = _bands([("mm", "gaussian"), ("dmmd", "absorbing"), (TEACHER, "absorbing")])
+    assert band.columns == [(TEACHER, "absorbing"), ("dmmd", "absorbing"), ("mm", "gaussian")]
+    steps = [b - a for a, b in itertools.pairwise(band.places)]
+    assert min(steps) >= _PANEL  # no panel covers another
+
+
+def test_a_panel_without_counts_says_so(tmp_path: Path, ran: list[Cell]) -> None:
+    records = bench(tmp_path / "o.json", "--dataset", "circles", "--method", "dmmd")
+    texts: list[str] = []
+
+    def read(figure: Any, path: Path) -> Path:
+        texts.extend(text.get_text() for text in figure.findobj(Text))
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_figure, "save_png", read)
+        save_figure(records, QUICK, Counts(tmp_path / "none.npz"), tmp_path / "f.png")
+    assert "counts\nnot kept" in texts
+    assert {"truth", "D-MMD", "masked", "circles"} <= {*texts}
+
+
 def test_the_whole_table_has_every_pair_that_exists(tmp_path: Path, ran: list[Cell]) -> None:
     output, figure, table = (tmp_path / name for name in ("o.json", "f.png", "t.md"))
     records = bench(output, "--seed", "0", "1", "--figure", str(figure), "--table", str(table))
@@ -112,19 +207,21 @@ def test_the_whole_table_has_every_pair_that_exists(tmp_path: Path, ran: list[Ce
     assert {r["seed"] for r in records} == {0, 1}
     assert figure.read_bytes().startswith(b"\x89PNG")
     lines = table.read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("| data | method |")
-    assert any(line.startswith("| spirals | di4c | absorbing | 16 | 2 |") for line in lines)
+    assert sum(line.startswith("| data | method |") for line in lines) == 2
+    row = "| spirals | di4c | absorbing | 16 | 2 |"
+    assert sum(line.startswith(row) for line in lines) == 2  # TV and JS
 
 
 def test_a_row_of_the_table_is_mean_and_deviation_over_seeds() -> None:
     shared = {"dataset": "circles", "method": "dmmd", "process": "absorbing", "latent": 16}
-    shared |= {"floor_tv": 0.02, "train_seconds": 3.0, "steps": 1}
+    shared |= {"floor_tv": 0.02, "floor_js": 0.0012, "train_seconds": 3.0, "steps": 1}
     (row,) = summarise([{**shared, "seed": s, "tv": tv} for s, tv in enumerate((0.1, 0.2, 0.3))])
     assert row.at(1) == "0.200 ± 0.100"
     assert row.at(2) == ""
-    assert "| circles | dmmd | absorbing | 16 | 1 | 0.100 |" in markdown(
-        [{**shared, "seed": 0, "tv": 0.1}]
-    )
+    text = markdown([{**shared, "seed": 0, "tv": 0.1, "js": 0.0123}])
+    variation, shannon = text.split("Jensen-Shannon divergence in nats")
+    assert "| circles | dmmd | absorbing | 16 | 1 | 0.100 |  |  |  | 0.020 | 3.0 |" in variation
+    assert "| circles | dmmd | absorbing | 16 | 1 | 0.0123 |  |  |  | 0.0012 | 3.0 |" in shannon
 
 
 @pytest.mark.parametrize(
@@ -156,10 +253,20 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, ran: list[Cell]) -> None:
     output = tmp_path / "o.json"
-    output.write_text('[{"method": "other"}]', encoding="utf-8")
-    with pytest.raises(UserError, match="no list of the toys' records"):
+    for content in ('[{"method": "other"}]', "{}", "[1]"):
+        output.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="no list of the toys' records"):
+            bench(output, "--dataset", "circles", "--method", "idlm")
+        assert output.read_text(encoding="utf-8") == content
+
+
+def test_a_file_of_another_version_is_left_alone(tmp_path: Path, ran: list[Cell]) -> None:
+    output = tmp_path / "o.json"
+    records = bench(output, "--dataset", "circles", "--method", "idlm")
+    records[0]["plan"]["colour"] = "red"
+    output.write_text(json.dumps(records), encoding="utf-8")
+    with pytest.raises(UserError, match=r"records of another version .*colour"):
         bench(output, "--dataset", "circles", "--method", "idlm")
-    assert output.read_text(encoding="utf-8") == '[{"method": "other"}]'
 
 
 def test_a_bench_must_be_named() -> None:

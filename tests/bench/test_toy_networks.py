@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import replace
+from itertools import combinations
+
 import pytest
 import torch
 
 import idlm
-from idlm.bench.toy_networks import FastDraw, TinyLM, TinyRecognition, tiny
+from idlm.bench.toy_networks import FastDraw, TinyIDLM, TinyLM, TinyRecognition, tiny
+from idlm.models.dit import Latent
 from idlm.objectives.base import Draw
 from idlm.random import Stream
 
@@ -45,6 +51,23 @@ def test_the_latent_is_silent_where_one_masked_position_is_left() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def test_a_fake_model_hears_its_time_at_a_last_masked_position_after_any_copy() -> None:
+    teacher = tiny(4, 2, "absorbing")
+    objective = TinyIDLM(weighting="flat", fake_sees="input_time")
+    made = objective.make_auxiliary(teacher, teacher)
+    assert isinstance(made, TinyLM)
+    assert made.backbone.latent is not None
+    made.backbone.latent.wake(3.0)
+    torch.nn.init.normal_(made.backbone.output_layer.linear.weight)
+    loaded = type(made)(made.config)
+    loaded.load_state_dict(made.state_dict())
+    state, sigma = torch.tensor([[2, 4]]), torch.zeros(1)
+    told = [Latent(torch.full((1, made.config.latent_global), x), None) for x in (0.0, 1.0)]
+    for fake in (made, copy.deepcopy(made), loaded):
+        first, second = (fake.features(state, sigma, latent) for latent in told)
+        assert not torch.allclose(first, second)
+
+
 def test_a_relaxed_state_on_a_corner_is_the_hard_state() -> None:
     student = awake("uniform")
     z, sigma = torch.tensor([[0, 3], [2, 2]]), torch.full((2,), 0.5)
@@ -78,25 +101,83 @@ def test_the_toolkits_sampler_takes_a_tiny_network(process: str) -> None:
     assert (latents[0].vector != latents[1].vector).all()
 
 
-def test_the_fast_noise_is_a_function_of_seed_and_step() -> None:
-    index = torch.arange(8)
+KINDS = ("uniform", "normal", "latent", "times")
 
-    def numbers(seed: int, step: int) -> torch.Tensor:
-        return FastDraw(index, 8, seed, step).uniform(3, stream=Stream.TIME)
 
-    assert torch.equal(numbers(1, 2), numbers(1, 2))
-    assert not torch.equal(numbers(1, 2), numbers(1, 3))
-    assert not torch.equal(numbers(1, 2), numbers(2, 2))
-    draw = FastDraw(index, 8, 1, 2)
-    assert not torch.equal(draw.uniform(3, stream=Stream.TIME), draw.uniform(3, stream=Stream.TIME))
-    branch = FastDraw(index, 8, 1, 2).branch(1)
-    assert not torch.equal(branch.uniform(3, stream=Stream.TIME), numbers(1, 2))
+def numbers(draw: Draw, kind: str, stream: Stream = Stream.TOKEN) -> torch.Tensor:
+    """Numbers of one kind, a row for each sample."""
+    if kind == "latent":
+        latent = draw.latent(awake(), 2)
+        assert latent is not None
+        assert latent.vector is not None
+        return latent.vector
+    if kind == "times":
+        return draw.times(stream, permuted=True).unsqueeze(1)
+    return getattr(draw, kind)(3, stream=stream)
+
+
+def shared(one: torch.Tensor, other: torch.Tensor) -> int:
+    """How many numbers occur in both."""
+    return int(torch.isin(one, other).sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fast_noise_is_a_function_of_its_names(kind: str) -> None:
+    draw = FastDraw(torch.arange(8), 8, 1, 2)
+    first = numbers(draw, kind)
+    numbers(draw, "uniform", Stream.CORRUPT)
+    # asked again, and by another draw of the same names
+    assert torch.equal(numbers(draw, kind), first)
+    assert torch.equal(numbers(replace(draw), kind), first)
+    for other in (replace(draw, step=3), replace(draw, seed=2), draw.branch(1)):
+        assert not shared(numbers(other, kind), first)
+    if kind != "latent":
+        assert not shared(numbers(draw, kind, Stream.RENOISE), first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_a_batch_share_no_fast_noise_with_each_other_or_the_whole(kind: str) -> None:
+    whole = FastDraw(torch.arange(256, 512), 256, 0, 0)
+    # the halves of instant moment matching, and parts as Di4C makes them
+    halves = [whole.rows(whole.sample[i::2]) for i in (0, 1)]
+    parts = [replace(whole, sample=s) for s in whole.sample.split([77, 179])]
+    found = [numbers(draw, kind) for draw in (whole, *halves, *parts)]
+    # normals and times are fp32: a few agree by chance
+    assert all(shared(one, other) <= 2 for one, other in combinations(found, 2))
+    both = torch.stack([part[:, 0] for part in found[1:3]])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.35  # 4 sd of 128 pairs
+
+
+def test_fast_noise_of_different_first_rows_is_uncorrelated() -> None:
+    sample = torch.arange(1)
+    draws = [FastDraw(sample + n, 256, 0, 0) for n in range(2000)]
+    u = torch.cat([draw.uniform(stream=Stream.TIME) for draw in draws])
+    assert len(u.unique()) == 2000
+    assert float(u.mean()) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 2000))  # 4 sd
+    product = (u[1:] - 0.5) * (u[:-1] - 0.5)
+    assert abs(float(product.mean())) < 4 / 12 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_noise_of_no_rows_is_empty(kind: str) -> None:
+    draw = FastDraw(torch.arange(0), 8, 1, 2)
+    assert len(numbers(draw, kind)) == 0
+
+
+def test_micro_batches_of_fast_noise_share_their_permutation() -> None:
+    parts = [FastDraw(s, 16, 0, 0) for s in torch.arange(16).split(8)]
+    strata = torch.cat([part.strata(permuted=True)[0] for part in parts])
+    assert sorted(strata.tolist()) == list(range(16))
 
 
 @pytest.mark.parametrize("permuted", [False, True])
-def test_the_fast_noise_has_a_time_in_every_stratum(permuted: bool) -> None:
+@pytest.mark.parametrize("part", [False, True])
+def test_the_fast_noise_has_a_time_in_every_stratum(permuted: bool, part: bool) -> None:
     index = torch.arange(16)
-    times = FastDraw(index, 16, 0, 0).times(Stream.TIME, permuted=permuted)
+    draw: Draw = FastDraw(index, 16, 0, 0)
+    if part:
+        draw = FastDraw(torch.arange(32), 32, 0, 0).rows(2 * index)
+    times = draw.times(Stream.TIME, permuted=permuted)
     exact = Draw(index, 16, 0, 0).times(Stream.TIME)
     strata = ((times.double() - 1e-3) / (1 - 1e-3) * 16).long()
     assert sorted(strata.tolist()) == list(range(16))

@@ -51,6 +51,51 @@ def test_names_and_shapes_of_the_default_size_are_the_published_ones() -> None:
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 169_627_218
 
 
+def mixture(scores: Tensor, table: Tensor) -> Tensor:
+    """softmax(scores) times the table, number by number."""
+    weight = torch.exp(scores) / torch.exp(scores).sum(-1, keepdim=True)
+    return (weight.unsqueeze(-1) * table).sum(-2)
+
+
+def test_a_relaxed_state_at_a_corner_is_the_token_itself(make: Make, tokens: Tensor) -> None:
+    model = make()
+    embed = model.backbone.vocab_embed
+    corner = 1000.0 * torch.nn.functional.one_hot(tokens, 13).float()
+    assert torch.equal(embed(corner), embed(tokens))
+    sigma = torch.zeros(2)
+    whole, plain = (model.features(state, sigma) for state in (corner, tokens))
+    torch.testing.assert_close(whole, plain, rtol=0, atol=1e-6)  # the noise of the mask is not in
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_relaxed_state_is_the_mixture_of_its_tokens_in_full_precision(
+    make: Make, autocast: bool
+) -> None:
+    """Also under bf16 autocast, where a product of matrices would round to three digits."""
+    embed = make(std=1.0).backbone.vocab_embed
+    scores = 3 * torch.randn(2, 5, 13, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = embed(scores)
+    assert found.dtype == torch.float32
+    expected = mixture(scores.double(), embed.embedding.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)  # fp32
+
+
+def test_the_gradient_of_a_relaxed_state_equals_finite_differences(make: Make) -> None:
+    """Of scores and table, and of the scores through the whole network."""
+    model = make(std=0.5, vocab_size=4).double()
+    embed = model.backbone.vocab_embed
+    scores = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(1)).double()
+
+    def looked_up(scores: Tensor, table: Tensor) -> Tensor:
+        return torch.func.functional_call(embed, {"embedding": table}, (scores,))
+
+    inputs = (scores.requires_grad_(), embed.embedding.detach().clone().requires_grad_())
+    assert torch.autograd.gradcheck(looked_up, inputs)  # fp64, to 1e-5
+    sigma = torch.zeros(1).double()
+    assert torch.autograd.gradcheck(lambda x: model.features(x, sigma), (scores,))
+
+
 def spread(x: Tensor) -> float:
     """Root mean square."""
     return float(x.square().mean().sqrt())

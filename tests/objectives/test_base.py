@@ -34,6 +34,54 @@ def test_micro_batches_hold_the_times_of_the_whole_batch(permuted: bool) -> None
     assert torch.equal(torch.cat(parts), whole)
 
 
+class Halved(Draw):
+    """A draw of another kind, such as an experiment puts in the place of the usual one."""
+
+    def uniform(self, *shape: int, stream: Stream) -> torch.Tensor:
+        return 0.5 * super().uniform(*shape, stream=stream)
+
+
+def test_rows_of_a_draw_keep_its_kind_its_names_and_their_own_numbers() -> None:
+    whole = Halved(torch.arange(40, 56), N, 3, 5, training=False)
+    rows = whole.rows(whole.sample[1::2])
+    assert type(rows) is Halved
+    assert (rows.batch_size, rows.seed, rows.step, rows.training) == (N, 3, 5, False)
+    for name in (Stream.TOKEN, Stream.CORRUPT):
+        ours, all_of_them = (d.uniform(4, stream=name) for d in (rows, whole))
+        assert torch.equal(ours, all_of_them[1::2])
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_the_times_of_some_rows_cover_the_whole_range_by_themselves(permuted: bool) -> None:
+    """Neighbours in a large batch: without strata of their own they would span 8 / 64 of it."""
+    part = batch(40, 48).rows(torch.arange(41, 48, 2))
+    times = part.times(Stream.TIME, permuted=permuted).double()
+    stratum = ((times - 1e-3) / (1 - 1e-3) * 4).floor().long()
+    assert torch.equal(stratum.sort().values, torch.arange(4))
+    firsts = [batch(step=k).rows(torch.arange(4)) for k in range(20)]
+    orders = {tuple(d.times(Stream.TIME, permuted=permuted).argsort().tolist()) for d in firsts}
+    assert (len(orders) > 3) == permuted
+
+
+def test_the_two_halves_of_a_batch_are_independent() -> None:
+    """Of one update: no number in common, and no correlation of rows that stand at one place."""
+    n = 4000
+    whole = Draw(torch.arange(n), n, 1, 2)
+    even, odd = (whole.rows(whole.sample[i::2]) for i in (0, 1))
+    for stream in (Stream.TOKEN, Stream.CORRUPT, Stream.RENOISE):
+        a, b = (d.uniform(4, stream=stream).flatten() for d in (even, odd))
+        assert not bool(torch.isin(a, b).any())
+        correlation = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+        assert abs(correlation) < 4 / a.numel() ** 0.5  # four standard deviations
+        c, d = (d.normal(4, stream=stream).flatten() for d in (even, odd))
+        assert abs(float((c * d).mean())) < 4 / c.numel() ** 0.5
+    # what is left of the times within their strata
+    strata = torch.arange(n // 2) / (n // 2)
+    u, v = (((d.times(Stream.TIME).double() - 1e-3) / 0.999) - strata for d in (even, odd))
+    correlation = float(torch.corrcoef(torch.stack([u, v]))[0, 1])
+    assert abs(correlation) < 4 / (n / 2) ** 0.5
+
+
 def test_tied_times_share_their_stratum_and_independent_ones_do_not() -> None:
     """The published code ties its two times within 1/n; the paper draws them separately."""
     tied = [IDLM(time_draws="tied").times(batch(step=k)) for k in range(20)]

@@ -346,6 +346,25 @@ def test_the_distillation_module_runs_methods_for_continuous_data(
     assert differs(copy_of(teacher), before) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
+@pytest.mark.parametrize(
+    ("objective", "given", "expected"),
+    [(DMD2(), None, 5), (DMD2(), 2, 2), (MomentMatching(), None, 1)],
+    ids=["its own", "given", "others"],
+)
+def test_the_auxiliary_network_makes_five_updates_for_each_of_the_students(
+    tmp_path: Path, objective: DistillationObjective, given: int | None, expected: int
+) -> None:
+    """The published ratio of ImageNet and SDXL, unless another is asked for (methods H.6)."""
+    teacher = ContinuousDenoiser(2, hidden=8, blocks=1)
+    module = DistillationModule.from_networks(
+        teacher, objective, max_student_updates=2, fake_per_student=given, warmup=1
+    )
+    trainer(tmp_path).fit(module, DataLoader(Points(), batch_size=4))
+    assert (module.student_updates, module.fake_updates) == (2, 2 * expected)
+
+
 def test_what_cannot_be_is_refused_with_a_sentence() -> None:
     for settings, message in (
         ({"target_steps": 0}, "target_steps is 0; it must be at least 1"),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, Latent
-from idlm.objectives.alternating import Simulation
+from idlm.objectives.alternating_masked import Simulation
 from idlm.objectives.alternating_uniform import UniformSimulation
 from idlm.objectives.base import Draw, Networks
 from idlm.objectives.instant import InstantMomentMatching
@@ -156,7 +156,7 @@ def enumerated(teacher: Table, student: Table, length: int) -> MaskedHalf | Unif
         return UniformHalf(student, UniformSimulation(hidden, z_t, x, z_s, t_in, time), weight)
     asked = z_t == 2
     log_g = process.clean_log_probs(student.head(student.features(z_t)[asked]))
-    return MaskedHalf(Simulation(log_g, asked, z_s, time, z_s == 2), weight)
+    return MaskedHalf(Simulation(log_g, asked, t_in, z_s, time, z_s == 2), weight)
 
 
 def scale_of(teacher: nn.Module) -> list[Tensor]:
@@ -537,14 +537,15 @@ class Doubled(Draw):
 def test_halves_keep_the_kind_of_their_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     trio, seen = real_networks("absorbing"), []
     objective = InstantMomentMatching(preconditioner="identity")
-    simulate = objective._tuples.simulate
+    half = objective._half
 
     def record(student: Any, tokens: Tensor, draw: Draw) -> Any:
         seen.append(draw)
-        return simulate(student, tokens, draw)
+        return half(student, tokens, draw)
 
-    monkeypatch.setattr(objective._tuples, "simulate", record)
+    monkeypatch.setattr(objective, "_half", record)
     objective.student_loss(trio, tokens_of(4), Doubled(torch.arange(4), 4, 3, 5, False))
+    assert [draw.sample.tolist() for draw in seen] == [[0, 2], [1, 3]]
     for draw in seen:
         assert isinstance(draw, Doubled)
         assert (draw.batch_size, draw.seed, draw.step, draw.training) == (4, 3, 5, False)

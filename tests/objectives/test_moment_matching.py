@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from idlm.errors import UserError
 from idlm.models.continuous import ContinuousDenoiser
 from idlm.objectives.base import Draw, Networks
-from idlm.objectives.moment_matching import MomentMatching, matching_times, simulate
+from idlm.objectives.moment_matching import MomentMatching, simulate
 from idlm.processes.gaussian import Gaussian, LinearLogSNR, ddpm_sample
 from idlm.random import Stream
 
@@ -300,7 +300,7 @@ def test_eta_sets_the_share_of_fresh_noise() -> None:
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_times_lie_within_one_sampling_step_and_s_has_one_in_every_stratum(steps: int) -> None:
     n = 4000
-    t, s = matching_times(draw_of(n), steps)
+    t, s = MomentMatching(target_steps=steps).times(draw_of(n))
     stratum = ((s.double() - 1e-3) / (1 - 1e-3) * n).floor().long()
     assert torch.equal(stratum.sort().values, torch.arange(n))
     gap = t.double() - s.double()

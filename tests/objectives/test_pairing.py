@@ -21,8 +21,7 @@ from idlm.objectives import (
 )
 from idlm.objectives.pairing import check_pairing, pairing_table
 from idlm.paths import repo_dir
-from idlm.processes import Absorbing, Uniform
-from idlm.processes.gaussian import Gaussian
+from idlm.processes import Absorbing, Gaussian, Uniform
 
 PROCESSES = {"absorbing": Absorbing(5), "uniform": Uniform(5), "gaussian": Gaussian()}
 DEFINED = {

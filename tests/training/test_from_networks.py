@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.objectives import DMMD, DistillationObjective, Draw, LossSum, Networks
+from idlm.objectives import DMMD, IDLM, DistillationObjective, Draw, LossSum, Networks
 from idlm.training import CollapseGuard, DistillationModule
 from tests.training.helpers import QUIET, copy_of, differs, trainer
 
@@ -200,6 +200,28 @@ def test_the_fake_models_rate_is_the_students_if_not_given(tmp_path: Path) -> No
     run = trainer(tmp_path)
     run.fit(module, loader())
     assert [o.defaults["lr"] for o in run.optimizers] == [3e-3, 3e-3]
+
+
+def test_a_fake_model_that_is_told_the_input_time_is_trained_saved_and_resumed(
+    tmp_path: Path,
+) -> None:
+    def module(updates: int) -> DistillationModule:
+        objective = IDLM(fake_sees="input_time", pure_noise=0.5)
+        return distil(network(), objective, max_student_updates=updates, latent_init=1.0)
+
+    whole, first, second = module(2), module(1), module(2)
+    trainer(tmp_path).fit(whole, loader(batch_size=64))
+    run = trainer(tmp_path)
+    run.fit(first, loader(batch_size=64))
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    trainer(tmp_path).fit(second, loader(batch_size=64), ckpt_path=tmp_path / "one.ckpt")
+    assert (second.student_updates, second.fake_updates) == (2, 2)
+    for name in ("student", "auxiliary", "ema"):
+        ours, theirs = (copy_of(getattr(m, name)) for m in (second, whole))
+        assert differs(ours, theirs) == [], name
+    assert differs(copy_of(second.student), copy_of(first.student)) != []
+    hears = copy_of(whole.auxiliary)["backbone.latent.blocks.0.weight"]
+    assert float(hears.abs().max()) > 1e-3  # it was 0
 
 
 def test_the_card_leaves_out_what_an_objective_keeps_to_itself(tmp_path: Path) -> None:

@@ -211,6 +211,24 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         )
 
 
+# Dropout
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps", "xpu"])
+def test_dropout_is_tied_to_the_update_on_every_kind_of_device(
+    kind: str, models: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seeded = teacher_training(models.teacher), []
+    monkeypatch.setattr(type(module), "device", property(lambda _: torch.device(kind)))
+    with torch.random.fork_rng(devices=[]):
+        monkeypatch.setattr(torch, "manual_seed", seeded.append)
+        module._seed_dropout(17)
+        if kind == "cpu":
+            assert torch.default_generator.initial_seed() == 17
+    # that one reaches the generators of all backends, and takes long where CUDA is not up
+    assert seeded == ([] if kind == "cpu" else [17])
+
+
 # What is refused before the first update
 
 

@@ -1,0 +1,69 @@
+"""References from the sources to docs/methods.md, and links inside it, lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from idlm.paths import repo_dir
+
+DOCS = repo_dir() / "docs"
+# "methods C.7.2", "methods C and E", "methods C.1 to C.3"; the number alone, as in "(E.2)"
+NAMED = re.compile(r"\bmethods ([0A-I](?:\.\d+)*(?:(?:,| and| to) [A-I](?:\.\d+)*)*)\b")
+PLAIN = re.compile(r"\b[A-I]\.\d+(?:\.\d+)?\b")
+
+
+def references(text: str) -> set[str]:
+    """What a source refers to, such as ``C.7.2`` or ``E``."""
+    flat = re.sub(r"\s+(?:#\s*)?", " ", text)
+    named = {part for found in NAMED.findall(flat) for part in re.split(r",? (?:and |to )?", found)}
+    return named | set(PLAIN.findall(flat))
+
+
+def sources() -> list[Path]:
+    return [p for folder in ("idlm", "tests") for p in sorted((repo_dir() / folder).rglob("*.py"))]
+
+
+def entries() -> set[str]:
+    index = (DOCS / "methods.md").read_text().split("## Index of references")[1]
+    return set(re.findall(r"^\| ([0A-I][.\d]*) \|", index, re.MULTILINE))
+
+
+def test_references_are_found_in_every_form_that_the_sources_use() -> None:
+    text = """(arXiv 1; methods
+    # A.2), methods C and E): methods D.2, D.3). methods C.1 to C.3. "the C.7.12" methods F.
+    two methods differ: methods 0), step A.B or 1.A.3x, methods Both."""
+    expected = "A.2 C E D.2 D.3 C.1 C.3 C.7.12 F 0"
+    assert references(text) == set(expected.split())
+
+
+def test_every_reference_of_the_sources_has_an_entry_in_the_index() -> None:
+    known, lost = entries(), []
+    for path in sources():
+        if path.name != Path(__file__).name:
+            found = references(path.read_text())
+            lost += [f"{path.relative_to(repo_dir())}: {ref}" for ref in sorted(found - known)]
+    assert lost == []
+    assert len(known) > 30
+
+
+def test_no_entry_of_the_index_is_idle() -> None:
+    """A reference that no source makes would only look as if it meant something."""
+    used = set().union(*(references(p.read_text()) for p in sources()))
+    assert {ref for ref in entries() if not any(u.startswith(ref) for u in used)} == set()
+
+
+def anchor(heading: str) -> str:
+    """How GitHub names a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_link_of_the_methods_page_leads_to_a_heading_or_a_page() -> None:
+    text = (DOCS / "methods.md").read_text()
+    headings = {anchor(line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 30
+    for target in targets:
+        page, _, part = target.partition("#")
+        assert (DOCS / page).exists(), target
+        assert page or part in headings, target
