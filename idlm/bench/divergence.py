@@ -65,7 +65,7 @@ def floor_js(probs: Tensor, samples: int) -> float:
     for p, times in zip(values, cells.tolist(), strict=True):
         reach = 12.0 * torch.sqrt(n * p * (1.0 - p)) + 30.0
         low, high = (n * p - reach).clamp(min=0.0).floor(), torch.minimum(n * p + reach, n)
-        k = torch.arange(float(low), float(high) + 1.0, dtype=torch.float64).clamp(max=float(n))
+        k = torch.arange(float(low), float(high) + 1.0, dtype=torch.float64)
         log = torch.lgamma(n + 1.0) - torch.lgamma(k + 1.0) - torch.lgamma(n - k + 1.0)
         log = log + k * torch.log(p) + (n - k) * torch.log1p(-p)
         total += times * float(torch.exp(log) @ _js_terms(k / n, p))

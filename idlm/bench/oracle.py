@@ -200,7 +200,17 @@ class OracleLanguage:
         return torch.tensor(states)
 
     def text(self, tokens: Tensor) -> list[str]:
-        """Words of rows ``[B, L]``, joined by spaces."""
+        """Words of rows, joined by spaces.
+
+        Args:
+            tokens: int ``[B, L]``.
+
+        Returns:
+            B texts.
+
+        Raises:
+            UserError: for tokens that are not of this vocabulary.
+        """
         self._check(tokens)
         return [" ".join(self.words[x] for x in row) for row in tokens.tolist()]
 
@@ -217,7 +227,17 @@ class OracleLanguage:
             )
 
     def states(self, tokens: Tensor) -> Tensor:
-        """The state before each token, int64 ``[B, L]``."""
+        """The state before each token.
+
+        Args:
+            tokens: int ``[B, L]``, read from the start of a text.
+
+        Returns:
+            Numbers of states, int64 ``[B, L]``.
+
+        Raises:
+            UserError: for tokens that are not of this vocabulary.
+        """
         self._check(tokens)
         state = torch.full((len(tokens),), self._start)
         states = []
@@ -235,6 +255,9 @@ class OracleLanguage:
                 again a distribution over all V^L rows. Each broken rule then costs
                 ``log(V / epsilon)``; without smoothing it makes the row's value -inf.
 
+        Returns:
+            Nats, never above 0.
+
         Raises:
             UserError: for tokens that are not of this vocabulary, or epsilon outside [0, 1).
         """
@@ -244,18 +267,40 @@ class OracleLanguage:
         return ((1.0 - epsilon) * p + epsilon / self.vocab_size).log().sum(1)
 
     def violations(self, tokens: Tensor) -> Tensor:
-        """Tokens that break a rule, counted by :data:`KINDS`, int64 ``[B, 4]``.
+        """Tokens that break a rule, counted by :data:`KINDS`.
 
         A token counts once if it is impossible after those before it: by word order, or for a
         verb, closing bracket or name that stands where one may, by its far rule. Later tokens are
         judged as if it were right, except that a text keeps its first name. A row has no violation
         exactly if its probability is not zero.
+
+        Args:
+            tokens: int ``[B, L]``, read from the start of a text.
+
+        Returns:
+            Counts of each row, int64 ``[B, 4]``.
+
+        Raises:
+            UserError: for tokens that are not of this vocabulary.
         """
         broken = self._breaks[self.states(tokens), tokens]
         return torch.stack([(broken == kind + 1).sum(1) for kind in range(len(KINDS))], 1)
 
     def sample(self, count: int, length: int, *, seed: int, first_index: int = 0) -> Tensor:
-        """Exact samples, int64 ``[count, length]``; row i is a function of (seed, its index)."""
+        """Exact samples.
+
+        Args:
+            count: number of rows.
+            length: L, tokens of each.
+            seed: of the noise.
+            first_index: number of the first row; a row is a function of seed and number alone.
+
+        Returns:
+            Tokens, int64 ``[count, length]``.
+
+        Raises:
+            UserError: for a length below 1.
+        """
         _check_length(length)
         index = torch.arange(first_index, first_index + count)
         noise = random.uniform(length, sample=index, seed=seed, step=0, stream=random.Stream.CHOICE)
@@ -284,11 +329,31 @@ class OracleLanguage:
         return torch.zeros_like(p).index_add_(-1, self._next.flatten(), flow)
 
     def entropy(self, length: int) -> float:
-        """H(X_1 .. X_L) in nats, exactly: the sum over tokens of H(token | state before)."""
+        """H(X_1 .. X_L), exactly: the sum over tokens of H(token | state before).
+
+        Args:
+            length: L.
+
+        Returns:
+            Nats of a whole row.
+
+        Raises:
+            UserError: for a length below 1.
+        """
         return float((self._occupation(length) @ torch.special.entr(self._probs).sum(1)).sum())
 
     def marginals(self, length: int) -> Tensor:
-        """Distribution of the token at each position, float64 ``[L, V]``."""
+        """Distribution of the token at each position.
+
+        Args:
+            length: L.
+
+        Returns:
+            Probabilities, float64 ``[L, V]``.
+
+        Raises:
+            UserError: for a length below 1.
+        """
         return self._occupation(length) @ self._probs
 
     def ngrams(self, n: int, length: int) -> Tensor:

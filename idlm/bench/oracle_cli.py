@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 # what a record must have to be found again and shown
 _KEYS: dict[str, Any] = {
-    "method": str,
+    **dict.fromkeys(("method", "process"), str),
     **dict.fromkeys(("latent", "seed", "steps", "samples"), int),
-    **dict.fromkeys(("cross_entropy", "entropy_rate", "train_seconds"), (int, float)),
-    "plan": dict,
+    **dict.fromkeys(
+        (
+            *("cross_entropy", "cross_entropy_se", "violations", "impossible", "ngram_tv"),
+            *("bigram_entropy", "overlap", "train_seconds", "epsilon"),
+            *("entropy_rate", "source_bigram_entropy", "source_overlap", "floor_ngram_tv"),
+        ),
+        (int, float),
+    ),
+    **dict.fromkeys(("plan", "settings"), dict),
 }
 
 
@@ -76,7 +83,7 @@ def _run_missing(wanted: list[Cell], plan: Plan, output: Path, jobs: int) -> Non
     from idlm.bench import oracle_run
 
     records = _read(output)
-    missing = [c for c in wanted if not any(oracle_run.matches(r, c, plan) for r in records)]
+    missing = [cell for cell in wanted if not oracle_run.is_done(cell, plan, records)]
     folder = shared.beside(output, ".teachers")
     for number, (cell, found) in enumerate(_run(missing, plan, folder, jobs), start=1):
         # another run may have added its own in the meantime
@@ -119,9 +126,13 @@ def _run(
     cells: list[Cell], plan: Plan, folder: Path, jobs: int
 ) -> Iterator[tuple[Cell, list[Record]]]:
     """Cells and their records, as they are done."""
+    return shared.as_done(partial(_one, plan=plan, folder=folder), _stages(cells), jobs)
+
+
+def _one(cell: Cell, plan: Plan, folder: Path) -> Iterator[list[Record]]:
     from idlm.bench.oracle_run import run_cell
 
-    return shared.as_done(partial(run_cell, plan=plan, folder=folder), _stages(cells), jobs)
+    yield run_cell(cell, plan, folder)
 
 
 def _stages(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:

@@ -8,7 +8,7 @@ is read with the two of diversity: the entropy of bigrams (few words) and the ov
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from idlm.bench.divergence import total_variation
 from idlm.bench.oracle import KINDS, OracleLanguage
 from idlm.errors import UserError
 
-# A token that breaks a rule costs log(V / EPSILON), 13 nats for 45 words, and one that does not at
+# A token that breaks a rule costs log(V / EPSILON), 13 nats for 42 words, and one that does not at
 # most 0.0001 nats more than without smoothing.
 EPSILON = 1e-4
 
@@ -113,11 +113,6 @@ def score(source: OracleLanguage, tokens: Tensor, *, epsilon: float = EPSILON) -
         bigram_entropy=_entropy(counts[1] / counts[1].sum()),
         overlap=overlap(tokens, source.vocab_size),
     )
-
-
-def as_record(scores: OracleScores) -> dict[str, object]:
-    """The scores under their names, for JSON."""
-    return asdict(scores)
 
 
 def ngram_counts(tokens: Tensor, n: int, vocab_size: int) -> Tensor:

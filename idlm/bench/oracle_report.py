@@ -10,6 +10,12 @@ from rich.table import Table
 
 from idlm.bench.shared import Record, markdown_table, save_png, wide_console
 
+Line = tuple[str, str, int]  # method, process and latent
+# one for each method: with more lines than colours, matplotlib would begin again
+_COLOURS = tuple(f"C{number}" for number in range(10))
+_DASHES = ("-", ":", "--", "-.")
+_MARKERS = {"absorbing": "o", "uniform": "s"}
+
 _HEADER = ("method", "latent", "seed")
 _COLUMNS = (
     ("steps", "steps", "d"),
@@ -61,10 +67,12 @@ def _caption(records: Sequence[Record]) -> str:
         return ""
     one = records[0]
     return (
-        f"Nats per token of {one['samples']} texts of {one['plan']['length']} tokens. The source: "
-        f"cross-entropy (its entropy rate) {one['entropy_rate']:.3f}, violations 0, bigram entropy "
-        f"{one['source_bigram_entropy']:.3f}, overlap {one['source_overlap']:.4f}; trigram TV of "
-        f"as many exact texts {one['floor_ngram_tv']:.3f}.\nA cross-entropy below the entropy "
+        f"Scores of {one['samples']} texts of {one['plan']['length']} tokens: cross-entropy in "
+        "nats per token, violations per text, share of impossible texts, entropy of bigrams in "
+        f"nats. The source: cross-entropy (its entropy rate) {one['entropy_rate']:.3f}, violations "
+        f"0, bigram entropy {one['source_bigram_entropy']:.3f}, overlap "
+        f"{one['source_overlap']:.4f}; trigram TV of as many exact texts "
+        f"{one['floor_ngram_tv']:.3f}.\nA cross-entropy below the entropy "
         "rate, a lower bigram entropy or a higher overlap is lost diversity. Impossible texts "
         f"are scored with the source smoothed by {one['epsilon']:g}."
     )
@@ -92,29 +100,56 @@ def save_figure(records: Sequence[Record], path: Path) -> Path:
         ("violations", "broken rules per text", None),
         ("overlap", "overlap of two texts", "source_overlap"),
     )
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    lines: dict[tuple[str, int], dict[int, list[Record]]] = {}
+    figure = Figure(figsize=(13.5, 3.8), layout="constrained")
+    lines: dict[Line, dict[int, list[Record]]] = {}
     for record in records:
         if drawn(record["method"]):
-            line = lines.setdefault((record["method"], record["latent"]), {})
-            line.setdefault(record["steps"], []).append(record)
+            who = (record["method"], record["process"], record["latent"])
+            lines.setdefault(who, {}).setdefault(record["steps"], []).append(record)
+    looks = _looks(list(lines))
     for axes, (key, title, exact) in zip(figure.subplots(1, 3), panels, strict=True):
-        for (method, latent), points in lines.items():
+        for line, points in lines.items():
             steps = sorted(points)
             values = [sum(r[key] for r in points[s]) / len(points[s]) for s in steps]
-            style = "k--" if method.startswith("teacher") else "o-"
-            label = f"{method}, no latent" if _bare(method, latent, lines) else method
-            axes.plot(steps, values, style, label=label, markersize=3)
+            axes.plot(steps, values, **looks[line])
         if exact and records:
-            axes.axhline(records[0][exact], color="grey", linewidth=1, label="exact")
+            axes.axhline(records[0][exact], color="0.85", linewidth=3, label="exact", zorder=0)
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("network calls")
+        ticks = sorted({step for points in lines.values() for step in points})
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.set_xlabel("sampling steps")
         axes.set_title(title, fontsize=10)
     if lines:
-        figure.axes[-1].legend(fontsize=7)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7, loc="outside right center")
     return save_png(figure, path)
 
 
-def _bare(method: str, latent: int, lines: Any) -> bool:
-    """Whether a line is the run without a latent of a method that has one elsewhere."""
-    return latent == 0 and any(other == method and size for other, size in lines)
+def _looks(lines: Sequence[Line]) -> dict[Line, dict[str, Any]]:
+    """How each line is drawn, no two alike: a method has a colour, its latent the dashes.
+
+    Markers tell processes apart. Teachers are black, with dashes of their own. Where a method
+    stands with several latents, its label says which.
+    """
+    methods = list(dict.fromkeys(method for method, _, _ in lines))
+    teachers = [method for method in methods if method.startswith("teacher")]
+    students = [method for method in methods if method not in teachers]
+    looks: dict[Line, dict[str, Any]] = {}
+    for method, process, latent in lines:
+        sizes = sorted({size for other, _, size in lines if other == method}, reverse=True)
+        told = f", latent {latent}" if latent else ", no latent"
+        if method in teachers:
+            colour, dashes = "black", teachers.index(method)
+        else:
+            colour = _COLOURS[students.index(method) % len(_COLOURS)]
+            dashes = sizes.index(latent)
+        looks[method, process, latent] = {
+            "label": method + (told if len(sizes) > 1 else ""),
+            "color": colour,
+            "linestyle": _DASHES[dashes % len(_DASHES)],
+            "marker": _MARKERS.get(process, "x"),
+            "markerfacecolor": colour if latent == sizes[0] else "white",
+            "markersize": 4,
+            "linewidth": 1.2,
+        }
+    return looks

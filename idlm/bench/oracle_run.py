@@ -15,8 +15,19 @@ from torch import Tensor
 from idlm.bench.oracle import oracle_language
 from idlm.bench.oracle_methods import METHODS
 from idlm.bench.oracle_metrics import EPSILON, score, truth
-from idlm.bench.oracle_train import FLOOR, Plan, distil, held_out_nelbo, obtain_teacher
-from idlm.bench.shared import Record
+from idlm.bench.oracle_train import (
+    FLOOR,
+    NOISE,
+    SAMPLE,
+    TEACHER_SETTINGS,
+    Plan,
+    check_latent,
+    distil,
+    held_out_nelbo,
+    module_settings,
+    obtain_teacher,
+)
+from idlm.bench.shared import Record, as_json, student_record
 from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.processes import Absorbing, Uniform
@@ -27,7 +38,7 @@ SOURCE, TEACHER = "source", "teacher"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained and sampled.
+    """A method, or a teacher or the source in its place, with a latent and a seed.
 
     Attributes:
         method: a name of :data:`~idlm.bench.oracle_methods.METHODS`, ``teacher`` (masked),
@@ -42,16 +53,19 @@ class Cell:
 
     @property
     def process(self) -> str:
-        """Name of the teacher's process."""
+        """Name of the teacher's process; ``none`` for the source, which has no teacher."""
+        if self.method == SOURCE:
+            return "none"
         if self.method in METHODS:
             return METHODS[self.method].process
         return Uniform.name if self.method.endswith("-uniform") else Absorbing.name
 
     def check(self) -> None:
-        """Refuse a method that there is not, or a latent for what has none.
+        """Refuse what cannot be run, before anything is trained.
 
         Raises:
-            UserError: in these cases.
+            UserError: for a method that there is not, or a latent that it does not take or cannot
+                do without.
         """
         if self.method not in NAMES:
             raise UserError(
@@ -61,6 +75,8 @@ class Cell:
             raise UserError(f"--latent is {self.latent}; it must be 0, for none, or more")
         if self.method not in METHODS and self.latent:
             raise UserError(f"--latent is {self.latent}, but {self.method} has none; leave it out")
+        if self.method in METHODS:
+            check_latent(METHODS[self.method], latent_of(self))
 
 
 NAMES = (SOURCE, TEACHER, f"{TEACHER}-uniform", *METHODS)
@@ -108,7 +124,7 @@ def _sampled(
 ) -> list[Record]:
     records = []
     for count in steps:
-        out = generate(model, plan.samples, plan.length, count, seed=cell.seed)
+        out = generate(model, plan.samples, plan.length, count, seed=cell.seed + SAMPLE + NOISE)
         records.append(
             _record(
                 cell,
@@ -127,7 +143,7 @@ def _record(cell: Cell, plan: Plan, rows: Tensor, **more: Any) -> Record:
     source = oracle_language()
     floor = source.sample(len(rows), plan.length, seed=cell.seed + FLOOR)
     return {
-        "bench": "oracle",
+        "dataset": "oracle",
         "method": cell.method,
         "process": cell.process,
         "seed": cell.seed,
@@ -138,14 +154,38 @@ def _record(cell: Cell, plan: Plan, rows: Tensor, **more: Any) -> Record:
         "epsilon": EPSILON,
         "samples": len(rows),
         "plan": plan.plain(),
+        "settings": settings_record(cell, plan),
     }
 
 
+def settings_record(cell: Cell, plan: Plan) -> Record:
+    """How what a cell samples is trained, as JSON gives it back.
+
+    Returns:
+        For a student the settings of its training, the objective's name and arguments, and the same
+        of its teacher under ``teacher``; for a teacher its own; nothing for the source.
+    """
+    if cell.method == SOURCE:
+        return {}
+    teacher = {"updates": plan.teacher_updates, **as_json(TEACHER_SETTINGS)}
+    if cell.method not in METHODS:
+        return teacher
+    method = METHODS[cell.method]
+    settings = module_settings(method, plan, latent_of(cell))
+    return {**student_record(method.make(plan.student_updates), settings), "teacher": teacher}
+
+
 def matches(record: Record, cell: Cell, plan: Plan) -> bool:
-    """Whether a record of a file is of this cell under this plan."""
+    """Whether a record of a file is of this cell under this plan, with whatever settings."""
     wanted = {"method": cell.method, "seed": cell.seed, "plan": plan.plain()}
     same = all(record.get(key) == value for key, value in wanted.items())
     return same and record.get("latent") == latent_of(cell)
+
+
+def is_done(cell: Cell, plan: Plan, records: list[Record]) -> bool:
+    """Whether records hold the cell under this plan, with the settings that it has now."""
+    settings = settings_record(cell, plan)
+    return any(matches(r, cell, plan) and r["settings"] == settings for r in records)
 
 
 def latent_of(cell: Cell) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from idlm.bench.oracle import oracle_language
 from idlm.bench.oracle_methods import Method, settings_of
-from idlm.bench.shared import quiet
+from idlm.bench.shared import as_json, quiet
 from idlm.metrics.report import write_json
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load
 from idlm.objectives.base import Draw
@@ -26,19 +26,33 @@ from idlm.processes import Absorbing, Uniform
 from idlm.training.distil import DistillationModule
 from idlm.training.loop import average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
+from idlm.training.networks import make_networks
 
 _NELBO = {Absorbing.name: masked_nelbo, Uniform.name: uniform_nelbo}
 # what of a plan has no part in a teacher
 _NOT_THE_TEACHERS = ("student_updates", "samples", "teacher_steps", "student_steps")
 # rows drawn at once: a call costs L small steps, however many rows it makes
 _ROWS = 4096
-# what a seed is used for, so that no two uses share their rows
-TRAIN, DISTIL, HELD_OUT, FLOOR = (number << 40 for number in range(1, 5))
+# of every teacher, whatever the plan
+TEACHER_SETTINGS: dict[str, Any] = {
+    "muon_lr": 0.02,
+    "lr": 3e-3,
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.0,
+    "warmup": 50,
+    "decay": "cosine",
+    "clip": 1.0,
+    "ema_decay": 0.995,
+}
+# what a seed is used for, so that no two uses share their texts or their noise
+TRAIN, DISTIL, HELD_OUT, FLOOR, SAMPLE = (number << 40 for number in range(1, 6))
+# and the noise of a use is not what its texts were drawn with
+NOISE = 1 << 48
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of a run; two runs belong in one file only if these are the same.
+    """Sizes of a run. A file may hold several: each of its records states its own.
 
     Attributes:
         length: L, tokens of a text.
@@ -55,7 +69,7 @@ class Plan:
     n_blocks: int = 3
     n_heads: int = 4
     teacher_updates: int = 2400
-    student_updates: int = 500
+    student_updates: int = 300
     batch_size: int = 32
     samples: int = 512
     teacher_steps: tuple[int, ...] = (1, 4, 8, 16, 64)
@@ -102,16 +116,28 @@ class _Texts(IterableDataset):
 def obtain_teacher(process: str, seed: int, plan: Plan, folder: Path) -> tuple[DiffusionLM, float]:
     """The teacher that ``folder`` holds for this plan, or a new one that is kept there.
 
+    Args:
+        process: ``absorbing`` or ``uniform``.
+        seed: of weights, texts and noise.
+        plan: sizes.
+        folder: of all teachers.
+
     Returns:
         The network in eval mode, and the seconds its training took.
+
+    Raises:
+        UserError: if the folder cannot be written to.
     """
     target = folder / f"{process}-{seed}"
     # written when the weights are complete, so it tells whether they are, and of which plan
     note = target.with_suffix(".json")
-    own = {k: v for k, v in plan.plain().items() if k not in _NOT_THE_TEACHERS}
+    own = {
+        "plan": {k: v for k, v in plan.plain().items() if k not in _NOT_THE_TEACHERS},
+        "settings": as_json(TEACHER_SETTINGS),
+    }
     if note.exists():
         found = json.loads(note.read_text(encoding="utf-8"))
-        if found["plan"] == own:
+        if all(found.get(key) == value for key, value in own.items()):
             return load(str(target)).eval(), found["train_seconds"]
         note.unlink()
     started = time.perf_counter()
@@ -119,17 +145,15 @@ def obtain_teacher(process: str, seed: int, plan: Plan, folder: Path) -> tuple[D
     seconds = round(time.perf_counter() - started, 1)
     folder.mkdir(parents=True, exist_ok=True)
     export_folder(model, target)
-    write_json(note, {"plan": own, "train_seconds": seconds})
+    write_json(note, {**own, "train_seconds": seconds})
     return model, seconds
 
 
-def train_teacher(process: str, seed: int, plan: Plan) -> DiffusionLM:
-    """A teacher trained by its NELBO on new texts; its averaged weights, in eval mode."""
-    torch.manual_seed(seed)
-    source = oracle_language()
+def _network(process: str, plan: Plan) -> DiffusionLM:
+    """A new network of the plan's sizes."""
     masked = process == Absorbing.name
     config = DiffusionConfig(
-        vocab_size=source.vocab_size + masked,
+        vocab_size=oracle_language().vocab_size + masked,
         model_length=plan.length,
         hidden_dim=plan.hidden_dim,
         cond_dim=plan.hidden_dim,
@@ -139,19 +163,29 @@ def train_teacher(process: str, seed: int, plan: Plan) -> DiffusionLM:
         process=process,
         time_conditioning=not masked,
     )
-    model = DiffusionLM(config).train()
-    average = average_weights(model, 0.995)
-    optimizer = MuonAdamW(model, muon_lr=0.02, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    return DiffusionLM(config)
+
+
+def train_teacher(process: str, seed: int, plan: Plan) -> DiffusionLM:
+    """A teacher trained by its NELBO on new texts; its averaged weights, in eval mode."""
+    torch.manual_seed(seed)
+    how = TEACHER_SETTINGS
+    model = _network(process, plan).train()
+    average = average_weights(model, how["ema_decay"])
+    rates = {name: how[name] for name in ("muon_lr", "lr", "betas", "weight_decay")}
+    optimizer = MuonAdamW(model, **rates)
     peaks = [group["lr"] for group in optimizer.param_groups]
     for update, batch in zip(range(plan.teacher_updates), _Texts(plan, seed + TRAIN), strict=False):
-        factor = lr_factor(update, warmup=50, decay="cosine", total=plan.teacher_updates)
+        factor = lr_factor(
+            update, warmup=how["warmup"], decay=how["decay"], total=plan.teacher_updates
+        )
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
-        draw = Draw(batch["index"], plan.batch_size, seed, update)
+        draw = Draw(batch["index"], plan.batch_size, seed + TRAIN + NOISE, update)
         loss = _NELBO[process](model, batch["input_ids"], draw)
         optimizer.zero_grad()
         loss.mean.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), how["clip"])
         optimizer.step()
         average.update_parameters(model)
     return cast(DiffusionLM, average.module).requires_grad_(False).eval()
@@ -162,21 +196,25 @@ def held_out_nelbo(model: DiffusionLM, plan: Plan, seed: int) -> float:
     """NELBO per token on new texts, in nats: for a perfect teacher the entropy rate."""
     source = oracle_language()
     rows = source.sample(plan.samples, plan.length, seed=seed + HELD_OUT)
-    draw = Draw(torch.arange(len(rows)), len(rows), seed, 0, training=False)
+    index = torch.arange(len(rows))
+    draw = Draw(index, len(rows), seed + HELD_OUT + NOISE, 0, training=False)
     return float(_NELBO[model.process.name](model, rows, draw).mean)
 
 
 def distil(
     method: Method, plan: Plan, teacher: DiffusionLM, *, seed: int, latent: int
 ) -> tuple[DiffusionLM, float]:
-    """The student's averaged weights after its training, and the seconds that took.
+    """Train a student.
 
     Args:
         method: objective and settings.
         plan: lengths and batch size.
-        teacher: of the method's process; some methods change it.
+        teacher: of the method's process; left as it is.
         seed: of the training.
         latent: size of the student's latent vector, 0 for none.
+
+    Returns:
+        Its averaged weights, in eval mode, and the seconds the training took.
 
     Raises:
         UserError: from the method, for a latent that it does not take or cannot do without.
@@ -184,10 +222,8 @@ def distil(
     module = DistillationModule.from_networks(
         teacher,
         method.make(plan.student_updates),
-        max_student_updates=plan.student_updates,
-        micro_batch_size=plan.batch_size,
-        seed=seed,
-        **settings_of(method, latent),
+        seed=seed + DISTIL + NOISE,
+        **module_settings(method, plan, latent),
     )
     started = time.perf_counter()
     with quiet():
@@ -197,3 +233,23 @@ def distil(
     seconds = round(time.perf_counter() - started, 1)
     student = cast(DiffusionLM, module.ema.module)
     return student.requires_grad_(False).eval(), seconds
+
+
+def check_latent(method: Method, latent: int) -> None:
+    """Refuse a latent before anything is trained.
+
+    Raises:
+        UserError: as :func:`distil`.
+    """
+    settings = settings_of(method, latent)
+    sizes = (settings["latent_global"], settings["latent_position"])
+    make_networks(method.make(1), _network(method.process, QUICK), latent=sizes)
+
+
+def module_settings(method: Method, plan: Plan, latent: int) -> dict[str, Any]:
+    """Arguments of the distillation module, but for the seed."""
+    return {
+        "max_student_updates": plan.student_updates,
+        "micro_batch_size": plan.batch_size,
+        **settings_of(method, latent),
+    }

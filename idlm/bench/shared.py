@@ -9,12 +9,12 @@ import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
@@ -23,6 +23,8 @@ from idlm.samples import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
+
+    from idlm.objectives.base import DistillationObjective
 
 Record = dict[str, Any]
 Task = TypeVar("Task")
@@ -35,6 +37,12 @@ _PLAIN_WIDTH = 150
 # Settings of every student. A first momentum of 0 is what GANs use: a student and a fake model with
 # momentum chase each other.
 SETTINGS: dict[str, Any] = {"betas": (0.0, 0.99), "warmup": 20, "decay": "linear"}
+# settings of the distillation module that a record states
+_RECORDED = (
+    *("max_student_updates", "micro_batch_size", "lr", "fake_lr", "betas", "weight_decay"),
+    *("adam_eps", "warmup", "decay", "clip", "ema_decay", "dropout"),
+    *("latent_global", "latent_position", "latent_init"),
+)
 
 
 def rounds(updates: int, count: int) -> int:
@@ -75,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, kept: str) -> None:
         "--json",
         metavar="OUT",
         required=True,
-        help="where the records go; what is there is kept and not run again. Beside OUT.json stand "
-        f"OUT.md, OUT.png and {kept}",
+        help="where the records go; what is there is kept, and not run again unless its settings "
+        f"have changed. Beside OUT.json stand OUT.md, OUT.png and {kept}",
     )
     parser.add_argument(
         "--table", metavar="MD", help="the Markdown table of what the file holds (default: OUT.md)"
@@ -193,17 +201,84 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     replace_file(path, [f"[\n{lines}\n]\n"])
 
 
+def as_json(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def objective_record(objective: DistillationObjective) -> Record:
+    """Name and arguments of an objective that has not been run, for JSON.
+
+    Returns:
+        Its class under ``name``, and its public attributes that JSON has a form for; a dataclass is
+        an object.
+    """
+    kept: Record = {"name": type(objective).__name__}
+    for name, value in vars(objective).items():
+        # what a run changes is no setting
+        if name.startswith("_") or name in objective.state_dict():
+            continue
+        value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        with contextlib.suppress(TypeError):
+            kept[name] = as_json(value)
+    return kept
+
+
+def student_record(objective: DistillationObjective, settings: Mapping[str, Any]) -> Record:
+    """How a student is trained, for JSON.
+
+    Args:
+        objective: of the training.
+        settings: arguments of the distillation module; its defaults are added.
+    """
+    from idlm.training.distil import DistillationModule
+
+    module = DistillationModule.from_networks(None, objective, **settings)
+    chosen: Record = {name: as_json(module.hparams[name]) for name in _RECORDED}
+    return {
+        "updates": chosen.pop("max_student_updates"),
+        "batch": chosen.pop("micro_batch_size"),
+        "fake_per_student": module.fake_per_student,
+        **chosen,
+        "objective": objective_record(objective),
+    }
+
+
 def save_png(figure: Figure, path: Path) -> Path:
     """Draw a figure; the file appears under its name only when complete.
 
+    Args:
+        figure: what to draw.
+        path: the PNG; folders are made, an existing file is replaced.
+
+    Returns:
+        ``path``.
+
     Raises:
         UserError: if it cannot be written.
+    """
+    return replace_bytes(path, lambda file: figure.savefig(file, dpi=150, format="png"))
+
+
+def replace_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """As :func:`idlm.samples.replace_file`, for what is no text.
+
+    Args:
+        path: where; folders are made, an existing file is replaced.
+        write: writes everything to the file it is given.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: if the file cannot be written.
     """
     target = path.resolve()  # a link stays
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=150, format="png")
+        with temporary.open("wb") as file:
+            write(file)
         os.replace(temporary, target)
     except OSError as error:
         raise UserError(
@@ -224,36 +299,81 @@ def wide_console() -> Console:
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines of Markdown."""
+    """A table in Markdown, with the newline of its last line.
+
+    Args:
+        titles: of the columns.
+        rows: cells of each line, as many as there are titles.
+    """
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def as_done(
-    run: Callable[[Task], Result], stages: Sequence[Sequence[Task]], jobs: int
+    run: Callable[[Task], Iterable[Result]], stages: Sequence[Sequence[Task]], jobs: int
 ) -> Iterator[tuple[Task, Result]]:
-    """Tasks and what came of them, as they are done.
+    """Tasks and what comes of them, as it comes, or of a task in another process when it ends.
+
+    A task that fails ends the rest: no further one is begun, and its error is raised when those
+    that were begun have ended, so that nothing that is done is lost.
 
     Args:
-        run: does a task; picklable, if there are several jobs.
+        run: does a task and gives its results one by one; picklable, if there are several jobs.
         stages: tasks; none is begun before all of the stage before are done.
         jobs: number of processes; a single one is this one.
+
+    Raises:
+        Exception: of the first task that failed.
     """
     if jobs == 1 or sum(map(len, stages)) < 2:
         for stage in stages:
             for task in stage:
-                yield task, run(task)
+                for result in run(task):
+                    yield task, result
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_core) as pool:
         try:
             for stage in stages:
-                futures = {pool.submit(run, task): task for task in stage}
+                futures = {pool.submit(_attempt, run, task): task for task in stage}
+                failed: BaseException | None = None
                 for future in as_completed(futures):
-                    yield futures[future], future.result()
+                    if future.cancelled():
+                        continue
+                    error = future.exception()
+                    results = future.result() if error is None else getattr(error, "results", [])
+                    for result in results:
+                        yield futures[future], result
+                    if error is not None and failed is None:
+                        failed = error
+                        for other in futures:
+                            other.cancel()
+                if isinstance(failed, _StoppedError):
+                    raise failed.error from failed.__cause__  # the other process's traceback
+                if failed is not None:
+                    raise failed
         finally:
-            # after an error the rest would be done in vain
+            # after an error, or where no more is asked for, the rest would be done in vain
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _StoppedError(Exception):
+    """A task in another process failed; what it had done comes along."""
+
+    def __init__(self, error: Exception, results: list[Any]) -> None:
+        super().__init__(error, results)
+        self.error, self.results = error, results
+
+
+def _attempt(run: Callable[[Task], Iterable[Result]], task: Task) -> list[Result]:
+    """All results of a task."""
+    results: list[Result] = []
+    try:
+        for result in run(task):
+            results.append(result)  # one by one: those before an error are kept
+    except Exception as error:
+        raise _StoppedError(error, results) from error
+    return results
 
 
 def one_core() -> None:

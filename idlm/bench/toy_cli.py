@@ -22,7 +22,7 @@ _KEYS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "method", "process"), str),
     **dict.fromkeys(("latent", "seed", "steps", "samples"), int),
     **dict.fromkeys(("tv", "js", "floor_tv", "floor_js", "train_seconds"), (int, float)),
-    "plan": dict,
+    **dict.fromkeys(("plan", "settings"), dict),
 }
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of training and sampling; by default 0, with --method all 0 1 2",
     )
     shared.add_arguments(parser, kept="OUT.counts.npz, from which the figure is drawn")
-    parser.add_argument("--samples", type=int, help="for each number of steps (default: 100000)")
+    parser.add_argument("--samples", type=int, help="for each number of steps (default: 50000)")
     parser.add_argument("--bins", type=int, help="squares per axis (default: 32)")
     parser.add_argument("--longer", type=float, help="factor on the students' training (1)")
     parser.add_argument("--teacher-longer", type=float, help="factor on the teachers' (1)")
@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run what is missing, write the records as they come, then table and figure.
 
-    A cell is missing if it has no records, or if the counts that the figure shows are gone. Table
-    and figure are of all cells that the file holds under the same plan; the cells that were asked
-    for are printed.
+    A cell is missing if it has no records under the settings of today, or if the counts that the
+    figure shows are gone. Table and figure are of all cells that the file holds under the same
+    plan; the cells that were asked for are printed.
 
     Raises:
         UserError: for a name that there is not, or options that do not fit.
@@ -79,13 +79,19 @@ def run(options: argparse.Namespace) -> None:
 def _run_missing(wanted: list[Cell], plan: Plan, counts: Counts, output: Path, jobs: int) -> None:
     from idlm.bench import toy_run
 
-    done = {toy_run.key_of(record) for record in _read(output)}
-    missing = [c for c in wanted if c.key(plan) not in done or counts.get(c, plan) is None]
+    held = {toy_run.key_of(record): record["settings"] for record in _read(output)}
+    missing = [
+        cell
+        for cell in wanted
+        if held.get(cell.key(plan)) != toy_run.settings_record(cell, plan)
+        or counts.get(cell, plan) is None
+    ]
     for number, (cell, (found, first)) in enumerate(toy_run.run(missing, plan, jobs), start=1):
         # another run may have added its own in the meantime
         others = [r for r in _read(output) if toy_run.key_of(r) != cell.key(plan)]
-        shared.write_records(output, sorted(others + found, key=_order))
+        # counts first: with the records there, a cell that is broken off here would pass for done
         counts.add(cell, plan, first)
+        shared.write_records(output, sorted(others + found, key=_order))
         far = ", ".join(f"{r['tv']:.3f}" for r in found)
         print(
             f"{number}/{len(missing)}  {cell.dataset}, {cell.method} ({cell.process}), latent "
@@ -167,7 +173,7 @@ def _read(path: Path) -> list[Record]:
     try:
         for record in records:
             plan_of(record)
-    except TypeError as error:
+    except ValueError as error:
         raise UserError(
             f"--json {path} holds records of another version ({error}); name another file"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -13,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from idlm.bench import toys
-from idlm.bench.shared import Record, save_png
+from idlm.bench.shared import Record, replace_bytes, save_png
 from idlm.bench.toy_methods import METHODS, PROCESSES, TEACHER
-from idlm.bench.toy_report import summarise
+from idlm.bench.toy_report import departures, summarise
 from idlm.bench.toy_run import Cell, Plan, cell_of
 from idlm.errors import UserError
 
@@ -65,16 +64,8 @@ class Counts:
         """
         # another run may have added its own in the meantime
         self._held = {**self._read(), self._key(cell, plan): counts.int().numpy()}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, **self._held)  # type: ignore[arg-type]
-            os.replace(temporary, self.path)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        held: Any = self._held
+        replace_bytes(self.path, lambda file: np.savez(file, **held))
 
     def get(self, cell: Cell, plan: Plan) -> np.ndarray | None:
         """The counts of a cell ``[C + 1]``, if they were kept."""
@@ -153,8 +144,8 @@ def save_figure(records: Sequence[Record], plan: Plan, counts: Counts, path: Pat
     """Heat maps in one step: a row for each planar data set, a column for each method.
 
     Methods stand in groups by process, the true density at the head of each band of them. Shades
-    are of the true density's range, the same along a row; the number in a corner is the total
-    variation of all seeds' mean.
+    are of the true density's range, the same along a row; the number in a corner is the mean
+    over seeds of the total variation.
 
     Args:
         records: of one plan, some of them to be shown, see :func:`shown`.
@@ -224,7 +215,7 @@ def _foot(floors: Sequence[float], width: float) -> list[str]:
     ends = dict.fromkeys(f"{end(floors):.2f}" for end in (min, max))
     text = (
         "Samples of one step. Numbers: total variation from the exact density, mean over seeds; "
-        f"as many samples of the density itself have {' to '.join(ends)}."
+        f"as many samples of the density itself have {' to '.join(ends)}. {departures()}"
     )
     return textwrap.wrap(text, round(15.5 * width))  # letters of 8 points to an inch
 

@@ -15,7 +15,7 @@ import idlm
 from idlm.bench.shared import quiet
 from idlm.bench.toy_methods import Method, settings_of
 from idlm.bench.toy_networks import FastDraw, tiny
-from idlm.bench.toys import Toy
+from idlm.bench.toys import Toy, load
 from idlm.models.continuous import ContinuousDenoiser
 from idlm.objectives.mdlm import masked_nelbo
 from idlm.objectives.regression import gaussian_regression
@@ -23,9 +23,19 @@ from idlm.objectives.udlm import uniform_nelbo
 from idlm.processes.gaussian import ddpm_sample
 from idlm.training.distil import DistillationModule
 from idlm.training.loop import average_weights, lr_factor
+from idlm.training.networks import make_networks
 
-_TEACHER_BATCH = 512
-_TEACHER_LR = 1e-2
+# of every teacher
+TEACHER_SETTINGS: dict[str, Any] = {
+    "batch": 512,
+    "lr": 1e-2,
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.0,
+    "warmup": 50,
+    "decay": "linear",
+    "clip": 1.0,
+    "ema_decay": 0.995,
+}
 _LOSSES = {
     "absorbing": masked_nelbo,
     "uniform": uniform_nelbo,
@@ -40,8 +50,15 @@ _TEACH, _DISTIL, _SAMPLE = 1, 2, 3
 class Batches(IterableDataset):
     """Endless batches of a toy, as the distillation module takes them.
 
-    Each batch is drawn systematically, in random order: a cell's count differs from its expectation
-    by less than one, and is right in the mean.
+    Each batch is a stratified sample in random order, one number from each of as many equal parts
+    of [0, 1): a cell's count is right in the mean and differs from it by less than two, the cell's
+    share of the two parts that it covers in part.
+
+    Args:
+        toy: the data.
+        size: sequences in a batch.
+        seed: of all batches.
+        continuous: give points of the plane, ``data``, in place of tokens, ``input_ids``.
     """
 
     def __init__(self, toy: Toy, size: int, seed: int, *, continuous: bool) -> None:
@@ -72,75 +89,96 @@ def train_teacher(toy: Toy, process: str, *, updates: int, seed: int) -> tuple[A
     Args:
         toy: the data.
         process: ``absorbing``, ``uniform`` or ``gaussian``.
-        updates: of 512 sequences each.
+        updates: how many.
         seed: of weights and noise.
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
-    continuous = process == "gaussian"
-    model: Any
-    if continuous:
-        model = ContinuousDenoiser(toy.length, hidden=64, blocks=3, data_std=toy.std)
-    else:
-        model = tiny(toy.tokens, toy.length, process)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=_TEACHER_LR, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
-    average = average_weights(model, 0.995)
-    batches = iter(Batches(toy, _TEACHER_BATCH, _key(seed, _TEACH), continuous=continuous))
+    how, continuous = TEACHER_SETTINGS, process == "gaussian"
+    model = _network(toy, process)
+    rates = {name: how[name] for name in ("lr", "betas", "weight_decay")}
+    optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
+    average = average_weights(model, how["ema_decay"])
+    batches = iter(Batches(toy, how["batch"], _key(seed, _TEACH), continuous=continuous))
+    warmup = min(how["warmup"], updates)
     for update in range(updates):
-        factor = lr_factor(update, warmup=min(50, updates), decay="linear", total=updates)
+        factor = lr_factor(update, warmup=warmup, decay=how["decay"], total=updates)
         for group in optimizer.param_groups:
-            group["lr"] = _TEACHER_LR * factor
+            group["lr"] = how["lr"] * factor
         batch = next(batches)
         data = batch["data" if continuous else "input_ids"]
         draw = FastDraw(batch["index"], len(data), _key(seed, _TEACH), update)
         loss = cast(Any, _LOSSES[process])(model, data, draw)
         optimizer.zero_grad()
         loss.mean.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), how["clip"])
         optimizer.step()
         average.update_parameters(model)
     return average.module.requires_grad_(False).eval(), time.perf_counter() - started
 
 
+def _network(toy: Toy, process: str) -> Any:
+    """A new network for a toy."""
+    if process == "gaussian":
+        return ContinuousDenoiser(toy.length, hidden=64, blocks=3, data_std=toy.std)
+    return tiny(toy.tokens, toy.length, process)
+
+
+def check_latent(method: Method, latent: int) -> None:
+    """Refuse a latent before anything is trained.
+
+    Raises:
+        UserError: as :func:`distil`.
+    """
+    settings = settings_of(method, latent)
+    sizes = (settings.get("latent_global"), settings.get("latent_position"))
+    network = _network(load("circles", bins=4), method.process)
+    make_networks(method.make(1), network, latent=sizes)
+
+
+def module_settings(method: Method, *, latent: int, updates: int) -> dict[str, Any]:
+    """Arguments of the distillation module, but for the seed."""
+    return {
+        "max_student_updates": updates,
+        "micro_batch_size": method.batch,
+        **settings_of(method, latent),
+    }
+
+
 def distil(
     toy: Toy, method: Method, teacher: Any, *, latent: int, updates: int, seed: int
 ) -> tuple[Any, float]:
-    """The student's averaged weights after its training, and the seconds that took.
+    """Train a student.
 
     Args:
         toy: the data.
         method: objective and settings.
-        teacher: of the method's process; an objective that changes it gets its own copy.
+        teacher: of the method's process; left as it is.
         latent: size of the student's latent vector, 0 for none.
         updates: of the student.
         seed: of the training.
 
+    Returns:
+        Its averaged weights, in eval mode, and the seconds the training took.
+
     Raises:
         UserError: from the method, for a latent that it does not take or cannot do without.
     """
-    objective = method.make(updates)
     module = DistillationModule.from_networks(
         teacher,
-        objective,
-        max_student_updates=updates,
-        micro_batch_size=method.batch,
+        method.make(updates),
         seed=_key(seed, _DISTIL),
-        **settings_of(method, latent),
+        **module_settings(method, latent=latent, updates=updates),
     )
     module.draw_type = FastDraw
     continuous = method.process == "gaussian"
     data = Batches(toy, method.batch, _key(seed, _DISTIL), continuous=continuous)
-    kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     started = time.perf_counter()
     with quiet():
         # barebones: Lightning's own logging takes as long as an update
         trainer = L.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
         trainer.fit(module, DataLoader(data, batch_size=None))
     seconds = time.perf_counter() - started
-    if objective.changes_teacher:
-        teacher.load_state_dict(kept)
     return module.ema.module.requires_grad_(False).eval(), seconds
 
 
@@ -152,7 +190,7 @@ def sample(model: Any, toy: Toy, *, count: int, steps: int, seed: int) -> Tensor
         model: a teacher or a student.
         toy: for continuous models the grid, whose squares their points are put into.
         count: number of samples.
-        steps: network calls for each.
+        steps: sampling steps of each.
         seed: of the sampling.
     """
     seed = _key(seed, _SAMPLE)

@@ -98,7 +98,7 @@ class Draw:
         return stratum, count
 
     def permutation(self, count: int) -> Tensor:
-        """A permutation of ``range(count)``, the same for every part of the batch."""
+        """A permutation of ``range(count)``, the same for all parts that ask for that count."""
         return random.permutation(count, seed=self.seed, step=self.step)
 
     def times(self, stream: Stream, *, permuted: bool = False) -> Tensor:
@@ -106,9 +106,9 @@ class Draw:
 
         Args:
             stream: two draws from different streams have independent offsets in their strata.
-            permuted: assign the strata by a permutation of the global batch. Without it a
-                sequence has the same stratum in every draw, so two times differ by less than
-                ``1 / batch_size`` (methods C.7.2).
+            permuted: assign the strata by a permutation of the global batch, after :meth:`rows`
+                of those rows alone. Without it a sequence has the same stratum in every draw, so
+                two times differ by less than one over the number of strata (methods C.7.2).
         """
         stratum, count = self.strata(permuted=permuted)
         return stratified_times(stratum, count, self.uniform(stream=stream)).float()

@@ -39,10 +39,17 @@ def divergence(kind: str, log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
     Returns:
         ``[...]``, never negative.
+
+    Raises:
+        ValueError: for another kind.
     """
     if kind == "kl-bwd":
         return kl(log_student, log_teacher)
     if kind == "kl-fwd":
         return kl(log_teacher, log_student)
     difference = log_student.exp() - log_teacher.exp()
-    return difference.square().sum(-1) if kind == "mse" else 0.5 * difference.abs().sum(-1)
+    if kind == "mse":
+        return difference.square().sum(-1)
+    if kind == "tvd":
+        return 0.5 * difference.abs().sum(-1)
+    raise ValueError(f"kind is {kind!r}; choose one of kl-bwd, kl-fwd, mse, tvd")

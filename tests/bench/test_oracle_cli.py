@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from idlm.bench import oracle_cli, oracle_run, oracle_train
+from idlm.bench import oracle_cli, oracle_methods, oracle_report, oracle_run, oracle_train
+from idlm.bench.oracle_methods import METHODS
 from idlm.cli.shared import Parser
 from idlm.errors import UserError
+from idlm.objectives import DMMD, SDTT
 
 REQUIRED = {"method", "latent", "steps", "seed", "cross_entropy", "entropy_rate", "ngram_tv"}
 REQUIRED |= {"violations", "samples", "train_seconds"}
@@ -32,7 +36,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[oracle_run.Cell]:
     def instead(cell: oracle_run.Cell, plan: oracle_train.Plan, folder: Path) -> list[Any]:
         found.append(cell)
         (record,) = real(oracle_run.Cell("source", cell.seed), plan, folder)
-        return [{**record, "method": cell.method, "latent": oracle_run.latent_of(cell)}]
+        who = {"method": cell.method, "process": cell.process}
+        settings = oracle_run.settings_record(cell, plan)
+        latent = oracle_run.latent_of(cell)
+        return [{**record, **who, "latent": latent, "settings": settings}]
 
     monkeypatch.setattr(oracle_run, "run_cell", instead)
     return found
@@ -101,6 +108,117 @@ def test_what_the_file_has_is_not_run_again(tmp_path: Path, ran: list[oracle_run
     oracle_cli.run(options("--quick", "--method", "dmmd", "--samples", "9", "--json", out))
     assert ran[-2:] == [oracle_run.Cell("dmmd", 1), oracle_run.Cell("dmmd", 0)]
     assert len(json.loads(Path(out).read_text())) == len(ran)
+
+
+@pytest.mark.parametrize("what", ["method", "shared", "teacher", "objective"])
+def test_a_retuned_cell_is_run_again_and_its_old_records_go(
+    tmp_path: Path, ran: list[oracle_run.Cell], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    out = tmp_path / "oracle.json"
+    for method in ("dmmd", "source"):
+        oracle_cli.run(options("--quick", "--method", method, "--json", str(out)))
+    first = json.loads(out.read_text())
+    dmmd = METHODS["dmmd"]
+    match what:
+        case "method":
+            tuned = replace(dmmd, settings={**dmmd.settings, "fake_lr": 1e-7})
+            monkeypatch.setitem(METHODS, "dmmd", tuned)
+        case "shared":
+            monkeypatch.setitem(oracle_methods.SETTINGS, "lr", 1e-7)
+        case "teacher":
+            monkeypatch.setitem(oracle_train.TEACHER_SETTINGS, "lr", 1e-7)
+        case "objective":
+            monkeypatch.setitem(METHODS, "dmmd", replace(dmmd, make=lambda _: DMMD(anchor=0.5)))
+    for method in ("dmmd", "source"):
+        oracle_cli.run(options("--quick", "--method", method, "--json", str(out)))
+    assert [cell.method for cell in ran] == ["dmmd", "source", "dmmd"]
+    again = json.loads(out.read_text())
+    assert len(again) == len(first) == 2
+    assert again[0] == first[0]
+    assert again[1]["settings"] != first[1]["settings"]
+
+
+@pytest.mark.parametrize(
+    ("more", "teacher", "student"),
+    [((), 4, 4), (("--student-updates", "6"), 4, 6), (("--teacher-updates", "5"), 5, 4)],
+)
+def test_how_long_is_trained_is_what_was_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    teacher: int,
+    student: int,
+) -> None:
+    made: dict[str, list[int]] = {"teacher": [], "student": []}
+    factor, after = oracle_train.lr_factor, SDTT.after_student_update
+
+    def of_teacher(update: int, **settings: Any) -> float:
+        made["teacher"].append(update)
+        return factor(update, **settings)
+
+    def of_student(self: SDTT, networks: Any, average: Any, updates: int) -> None:
+        made["student"].append(updates)
+        after(self, networks, average, updates)
+
+    monkeypatch.setattr(oracle_train, "lr_factor", of_teacher)
+    monkeypatch.setattr(SDTT, "after_student_update", of_student)
+    out = tmp_path / "oracle.json"
+    oracle_cli.run(options("--quick", "--method", "sdtt", "--json", str(out), *more))
+    assert made == {"teacher": [*range(teacher)], "student": [*range(1, student + 1)]}
+    for record in json.loads(out.read_text()):
+        settings = record["settings"]
+        assert (settings["teacher"]["updates"], settings["updates"]) == (teacher, student)
+
+
+@pytest.mark.parametrize("key", oracle_cli._KEYS)
+def test_a_record_that_lacks_what_is_shown_is_no_record(
+    tmp_path: Path, ran: list[oracle_run.Cell], key: str
+) -> None:
+    out = tmp_path / "oracle.json"
+    asked = ("--quick", "--method", "teacher", "--json", str(out))
+    oracle_cli.run(options(*asked))
+    (record,) = json.loads(out.read_text())
+    del record[key]
+    out.write_text(json.dumps([record]))
+    with pytest.raises(UserError, match="no list of the oracle's records"):
+        oracle_cli.run(options(*asked))
+
+
+def test_nothing_is_shown_that_a_record_might_lack(
+    tmp_path: Path, ran: list[oracle_run.Cell]
+) -> None:
+    out = tmp_path / "oracle.json"
+    for method in ("teacher", "dmmd"):
+        oracle_cli.run(options("--quick", "--method", method, "--json", str(out)))
+    records = json.loads(out.read_text())
+    bare = [{key: record[key] for key in oracle_cli._KEYS} for record in records]
+    assert oracle_report.markdown(bare) == oracle_report.markdown(records)
+    oracle_report.print_table(bare)
+    oracle_report.save_figure(bare, tmp_path / "f.png")
+
+
+def test_no_two_lines_of_the_figure_look_alike() -> None:
+    found = [cell for cell in oracle_run.cells(0) if oracle_report.drawn(cell.method)]
+    looks = oracle_report._looks([(c.method, c.process, oracle_run.latent_of(c)) for c in found])
+    seen = [(v["color"], v["linestyle"], v["marker"]) for v in looks.values()]
+    assert len(set(seen)) == len(seen) == len(found) == 14
+    assert len({v["linestyle"] for line, v in looks.items() if line[0].startswith("teach")}) == 2
+    labels = [look["label"] for look in looks.values()]
+    assert len(set(labels)) == len(labels)
+    assert {"idlm, latent 64", "idlm, no latent", "sdtt", "teacher-uniform"} <= {*labels}
+    # students share no colour, but for a method with its own ablation
+    colours = {m: {looks[line]["color"] for line in looks if line[0] == m} for m in METHODS}
+    assert len(set().union(*colours.values())) == len(METHODS)
+
+
+def test_the_figure_is_over_sampling_steps(
+    tmp_path: Path, ran: list[oracle_run.Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(oracle_report, "save_png", lambda figure, path: drawn.append(figure))
+    asked = ("--quick", "--method", "dmmd", "--json", str(tmp_path / "oracle.json"))
+    oracle_cli.run(options(*asked))
+    assert {axes.get_xlabel() for axes in drawn[0].axes} == {"sampling steps"}
 
 
 def test_finished_cells_are_kept_when_a_later_one_fails(
@@ -173,6 +291,8 @@ def test_options_that_do_not_fit_are_refused_before_anything_runs(
         (("--method", "ddpm"), "no method 'ddpm'; choose one of source, teacher"),
         (("--latent", "8"), "--method all takes each method's own"),
         (("--method", "teacher", "--latent", "8"), "teacher has none"),
+        (("--method", "sdtt", "--latent", "8"), "the student has a latent"),
+        (("--method", "vadd", "--latent", "0"), "latent_global 0"),
         (("--jobs", "0"), "--jobs is 0; it must be at least 1"),
         (("--samples", "1"), "--samples is 1; it must be at least 2"),
         (("--student-updates", "0"), "--student-updates is 0"),
@@ -183,7 +303,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_runs(
     with pytest.raises(UserError, match="required: --json"):
         options("--method", "dmmd")
     assert not ran
-    assert not Path(out).exists()
+    assert not list(tmp_path.iterdir())  # no teacher, either
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "nothing", '[{"method": "dmmd"}]'])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from matplotlib.figure import Figure
 
 from idlm.bench import shared
-from idlm.bench.shared import as_done, outputs, save_png
+from idlm.bench.shared import as_done, objective_record, outputs, save_png, student_record
 from idlm.cli.bench import run
 from idlm.cli.shared import Parser
 from idlm.errors import UserError
+from idlm.objectives import DMMD, SDTT
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -78,8 +80,8 @@ def test_a_figure_that_fails_leaves_the_old_one(
     path = tmp_path / "f.png"
     path.write_text("old", encoding="utf-8")
 
-    def half(self: Figure, name: Path, **kwargs: Any) -> None:
-        Path(name).write_bytes(b"\x89PNG")
+    def half(self: Figure, file: IO[bytes], **kwargs: Any) -> None:
+        file.write(b"\x89PNG")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", half)
@@ -105,7 +107,34 @@ def test_a_link_to_a_figure_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_tasks_are_done_stage_by_stage(jobs: int) -> None:
-    stages = [[4.0, 9.0], [16.0]]
-    found = list(as_done(math.sqrt, stages, jobs))
-    assert found[-1] == (16.0, 4.0)
-    assert sorted(found[:2]) == [(4.0, 2.0), (9.0, 3.0)]
+    found = list(as_done(range, [[2, 1], [3]], jobs))
+    assert found[3:] == [(3, 0), (3, 1), (3, 2)]
+    assert sorted(found[:3]) == [(1, 0), (2, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_is_done_before_a_task_fails_is_given(jobs: int) -> None:
+    half, whole = (4.0, 9.0, -1.0, 16.0), (25.0, 36.0)
+    found: list[Any] = []
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative") as caught:
+        found.extend(as_done(partial(map, math.sqrt), [[half, whole], [(1.0,)]], jobs))
+    assert {(half, 2.0), (half, 3.0)} <= {*found}
+    assert (1.0,) not in {task for task, _ in found}
+    if jobs == 2:  # begun, so ended; and the place of the error is told
+        assert {(whole, 5.0), (whole, 6.0)} <= {*found}
+        assert "_attempt" in str(caught.value.__cause__)
+
+
+def test_an_objectives_record_is_its_name_and_its_arguments() -> None:
+    found = objective_record(SDTT(num_steps=8, min_steps=2, round_updates=3))
+    assert found["name"] == "SDTT"
+    assert (found["num_steps"], found["min_steps"], found["round_updates"]) == (8, 2, 3)
+    assert "round" not in found  # a run changes it
+    sharp = objective_record(DMMD(teacher_top_p=0.5))
+    assert sharp["sharpening"] == {"temperature": 1.0, "top_p": 0.5, "penalty": None}
+
+
+def test_a_students_record_has_the_defaults_and_is_what_json_gives_back() -> None:
+    found = student_record(DMMD(), {"betas": (0.0, 0.9), "max_student_updates": 7})
+    assert (found["updates"], found["betas"], found["clip"]) == (7, [0.0, 0.9], 1.0)
+    assert shared.as_json(found) == found

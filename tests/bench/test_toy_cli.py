@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from idlm.bench import toy_cli, toy_figure, toy_run, toys
+from idlm.bench import shared, toy_cli, toy_figure, toy_methods, toy_run, toys
 from idlm.bench.toy_figure import _PANEL, _TITLES, Counts, _bands, save_figure, shown
 from idlm.bench.toy_methods import METHODS, TEACHER
-from idlm.bench.toy_report import markdown, summarise
-from idlm.bench.toy_run import QUICK, Cell, Teachers, cells, run_cell
+from idlm.bench.toy_report import departures, markdown, summarise
+from idlm.bench.toy_run import QUICK, Cell, Teachers, cells, run_cell, settings_record
 from idlm.cli.bench import run
 from idlm.errors import UserError
+from idlm.objectives import DMMD
 
 REQUIRED = {"dataset", "method", "latent", "steps", "seed", "tv", "js", "floor_tv", "samples"}
-REQUIRED |= {"train_seconds", "floor_js"}
+REQUIRED |= {"train_seconds", "floor_js", "plan", "settings"}
 
 
 @pytest.fixture
@@ -72,6 +74,32 @@ def test_a_cell_with_one_seed_comes_out_the_same_twice() -> None:
     assert [r["tv"] for r in first] == [r["tv"] for r in second]
 
 
+def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "train_seconds"} for record in records]
+
+
+def test_several_processes_give_the_records_of_one() -> None:
+    wanted = cells(["circles"], [TEACHER, "dmmd"], [0])[:2]  # masked and uniform
+    wanted += cells(["circles"], ["sdtt"], [0])
+    found = [dict(toy_run.run(wanted, QUICK, jobs)) for jobs in (1, 2)]
+    assert set(found[0]) == set(found[1]) == set(wanted)
+    for cell in wanted:
+        (alone, first), (together, second) = (outcomes[cell] for outcomes in found)
+        assert timeless(alone) == timeless(together)
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_cells_that_are_done_are_not_lost_when_another_fails(jobs: int) -> None:
+    good, other = (*cells(["circles"], ["sdtt"], [0]), *cells(["spirals"], ["sdtt"], [0]))
+    wanted = [good, replace(good, method="vadd"), other]  # VADD cannot do without a latent
+    found: list[tuple[Cell, Any]] = []
+    with pytest.raises(UserError, match="latent_global 0"):
+        found.extend(toy_run.run(wanted, QUICK, jobs))
+    # what another process has begun is brought to its end
+    assert {cell for cell, _ in found} == ({good, other} if jobs == 2 else {good})
+
+
 def test_one_cell_writes_its_records(tmp_path: Path, ran: list[Cell]) -> None:
     output = tmp_path / "new" / "o.json"
     records = bench(
@@ -99,9 +127,82 @@ def test_what_is_there_is_kept_and_not_run_again(tmp_path: Path, ran: list[Cell]
     assert len(ran) == 2
     assert len(both) == 6
     assert all(r in both for r in first)
-    # another setting is another record
+    # another plan is another record
     bench(output, "--dataset", "circles", "--method", "idlm", "--samples", "100")
     assert len(ran) == 3
+
+
+@pytest.mark.parametrize("what", ["method", "shared", "teacher", "objective"])
+def test_a_retuned_cell_is_run_again_and_its_old_records_go(
+    tmp_path: Path, ran: list[Cell], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    output = tmp_path / "o.json"
+    asked = ("--dataset", "circles", "--method", "dmmd")
+    first = bench(output, *asked)
+    other = bench(output, "--dataset", "circles", "--method", "sdtt")[-3:]
+    dmmd = METHODS["dmmd"]
+    match what:
+        case "method":
+            monkeypatch.setitem(METHODS, "dmmd", replace(dmmd, batch=dmmd.batch + 1))
+        case "shared":
+            monkeypatch.setitem(toy_methods.SETTINGS, "lr", 1e-7)
+        case "teacher":
+            monkeypatch.setitem(toy_run.TEACHER_UPDATES, "absorbing", 10_000)
+        case "objective":
+            monkeypatch.setitem(METHODS, "dmmd", replace(dmmd, make=lambda _: DMMD(anchor=0.5)))
+    again = bench(output, *asked)
+    assert [cell.method for cell in ran] == ["dmmd", "sdtt", "dmmd"]
+    assert len(again) == 6
+    assert again[-3:] == other
+    assert all(a["settings"] != b["settings"] for a, b in zip(again[:3], first, strict=True))
+    bench(output, *asked)
+    assert len(ran) == 3
+
+
+def test_settings_are_those_of_the_training() -> None:
+    cell, method = Cell("circles", "idlm", "absorbing", 5, 0), METHODS["idlm"]
+    found = settings_record(cell, QUICK)
+    assert json.loads(json.dumps(found)) == found
+    assert found["objective"]["name"] == "TinyIDLM"
+    assert found["objective"]["pure_noise"] == method.make(1).pure_noise
+    assert (found["updates"], found["latent_global"]) == (QUICK.student_updates("idlm", 5), 5)
+    assert (found["batch"], found["latent_init"]) == (method.batch, method.latent_init)
+    expected = {**toy_methods.SETTINGS, **method.settings}
+    assert {key: found[key] for key in expected} == shared.as_json(expected)
+    assert found["teacher"]["updates"] == QUICK.teacher_updates("absorbing")
+    (teacher, *_) = cells(["circles"], [TEACHER], [0])
+    assert settings_record(teacher, QUICK) == found["teacher"]
+
+
+def test_how_long_is_trained_is_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[Cell]
+) -> None:
+    asked: dict[str, int] = {}
+
+    def counts(name: str) -> Any:
+        def instead(toy: toys.Toy, *args: Any, updates: int, **kwargs: Any) -> Any:
+            asked[name] = updates
+            return toy, 0.0
+
+        return instead
+
+    for name in ("train_teacher", "distil"):
+        monkeypatch.setattr(toy_run, name, counts(name))
+    longer = ("--longer", "0.5", "--teacher-longer", "0.1")
+    (record, *_) = bench(tmp_path / "o.json", "--dataset", "circles", "--method", "dmmd", *longer)
+    assert asked == {
+        "train_teacher": round(0.1 * toy_run.TEACHER_UPDATES["absorbing"]),
+        "distil": round(0.5 * METHODS["dmmd"].updates),
+    }
+    assert record["updates"] == asked["distil"]
+    assert (record["plan"]["longer"], record["plan"]["teacher_longer"]) == (0.5, 0.1)
+
+
+def test_a_method_of_the_plane_leaves_out_the_data_set_that_nobody_named(
+    tmp_path: Path, ran: list[Cell]
+) -> None:
+    bench(tmp_path / "o.json", "--method", "mm")
+    assert [cell.dataset for cell in ran] == [name for name in toys.NAMES if name != "equal"]
 
 
 def test_cells_whose_counts_are_gone_are_run_again(tmp_path: Path, ran: list[Cell]) -> None:
@@ -126,8 +227,11 @@ def test_counts_of_two_runs_at_once_are_both_kept(tmp_path: Path) -> None:
     one, other = Counts(path), Counts(path)
     (cell, second) = cells(["circles", "pinwheel"], ["dmmd"], [0])
     one.add(cell, QUICK, torch.arange(65))
-    other.add(second, QUICK, torch.arange(65))
-    assert Counts(path).get(cell, QUICK) is not None
+    other.add(second, QUICK, 2 * torch.arange(65))
+    found = Counts(path)
+    for number, kept in ((1, found.get(cell, QUICK)), (2, found.get(second, QUICK))):
+        assert kept is not None
+        assert kept.tolist() == [number * n for n in range(65)]
 
 
 def test_table_and_figure_are_of_the_whole_file_under_one_plan(
@@ -190,6 +294,14 @@ def test_a_panel_without_counts_says_so(tmp_path: Path, ran: list[Cell]) -> None
         save_figure(records, QUICK, Counts(tmp_path / "none.npz"), tmp_path / "f.png")
     assert "counts\nnot kept" in texts
     assert {"truth", "D-MMD", "masked", "circles"} <= {*texts}
+    assert departures() in " ".join(" ".join(texts).split("\n"))
+
+
+def test_what_is_not_the_papers_is_told_with_its_values() -> None:
+    told = departures()
+    assert 'fake_sees "input_time", pure_noise 0.5 and flat weighting' in told
+    assert "Perceptron._share" in told
+    assert told in markdown([])
 
 
 def test_the_whole_table_has_every_pair_that_exists(tmp_path: Path, ran: list[Cell]) -> None:
@@ -215,9 +327,13 @@ def test_the_whole_table_has_every_pair_that_exists(tmp_path: Path, ran: list[Ce
 def test_a_row_of_the_table_is_mean_and_deviation_over_seeds() -> None:
     shared = {"dataset": "circles", "method": "dmmd", "process": "absorbing", "latent": 16}
     shared |= {"floor_tv": 0.02, "floor_js": 0.0012, "train_seconds": 3.0, "steps": 1}
+    shared["settings"] = {"lr": 0.1}
     (row,) = summarise([{**shared, "seed": s, "tv": tv} for s, tv in enumerate((0.1, 0.2, 0.3))])
     assert row.at(1) == "0.200 ± 0.100"
     assert row.at(2) == ""
+    tuned = {**shared, "settings": {"lr": 0.2}}
+    rows = summarise([{**one, "seed": 0, "tv": 0.1} for one in (shared, tuned)])
+    assert [row.at(1) for row in rows] == ["0.100"] * 2  # no mean over both
     text = markdown([{**shared, "seed": 0, "tv": 0.1, "js": 0.0123}])
     variation, shannon = text.split("Jensen-Shannon divergence in nats")
     assert "| circles | dmmd | absorbing | 16 | 1 | 0.100 |  |  |  | 0.020 | 3.0 |" in variation
@@ -251,6 +367,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     assert not (tmp_path / "o.json").exists()
 
 
+@pytest.mark.parametrize(("method", "latent"), [("sdtt", 4), ("vadd", 0)])
+def test_a_latent_is_refused_before_a_teacher_is_trained(
+    tmp_path: Path, ran: list[Cell], method: str, latent: int
+) -> None:
+    with pytest.raises(UserError, match="latent_global"):
+        bench(tmp_path / "o.json", "--method", method, "--latent", str(latent))
+    assert not ran
+
+
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, ran: list[Cell]) -> None:
     output = tmp_path / "o.json"
     for content in ('[{"method": "other"}]', "{}", "[1]"):
@@ -263,10 +388,17 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, ran: list[Cell])
 def test_a_file_of_another_version_is_left_alone(tmp_path: Path, ran: list[Cell]) -> None:
     output = tmp_path / "o.json"
     records = bench(output, "--dataset", "circles", "--method", "idlm")
-    records[0]["plan"]["colour"] = "red"
-    output.write_text(json.dumps(records), encoding="utf-8")
-    with pytest.raises(UserError, match=r"records of another version .*colour"):
-        bench(output, "--dataset", "circles", "--method", "idlm")
+    whole = json.dumps(records)
+    del records[0]["plan"]["bins"]
+    for content, sentence in (
+        (whole.replace('"bins"', '"colour": "red", "bins"'), r"another version .*colour"),
+        (json.dumps(records), r"another version .*bins"),
+        (whole.replace('"settings"', '"setting"'), "no list of the toys' records"),
+    ):
+        output.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=sentence):
+            bench(output, "--dataset", "circles", "--method", "idlm")
+        assert output.read_text(encoding="utf-8") == content
 
 
 def test_a_bench_must_be_named() -> None:

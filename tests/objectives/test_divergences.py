@@ -41,6 +41,11 @@ def test_each_divergence_is_its_sum() -> None:
         assert float(divergence(kind, student, teacher)) == pytest.approx(value, rel=1e-12), kind
 
 
+def test_a_divergence_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind is 'tv'; choose one of kl-bwd, kl-fwd, mse, tvd"):
+        divergence("tv", logs(P), logs(Q))
+
+
 def test_a_mean_of_log_probabilities_gives_the_mean_of_the_divergences() -> None:
     others = logs(Q, (0.6, 0.3, 0.1))
     mean = float(kl(logs(P), others).mean())
