@@ -69,7 +69,6 @@ def run(options: argparse.Namespace) -> None:
     methods += [record["method"] for record in _of_plan(files.records, plan)]
     if files.must_draw and not any(map(drawn, methods)):
         raise UserError("there is nothing to draw: the figure shows models, the source is its line")
-    shared.one_core()  # so that the numbers are those of any number of jobs
     _run_missing(wanted, plan, files.records, jobs)
     records = _of_plan(files.records, plan)
     asked = [r for r in records if any(oracle_run.matches(r, c, plan) for c in wanted)]

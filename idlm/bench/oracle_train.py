@@ -142,7 +142,7 @@ def obtain_teacher(process: str, seed: int, plan: Plan, folder: Path) -> tuple[D
         note.unlink()
     started = time.perf_counter()
     model = train_teacher(process, seed, plan)
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(time.perf_counter() - started, 3)
     folder.mkdir(parents=True, exist_ok=True)
     export_folder(model, target)
     write_json(note, {**own, "train_seconds": seconds})
@@ -230,7 +230,7 @@ def distil(
         # barebones: Lightning's own logging takes a good part of an update
         trainer = L.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
         trainer.fit(module, DataLoader(_Texts(plan, seed + DISTIL), batch_size=None))
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(time.perf_counter() - started, 3)
     student = cast(DiffusionLM, module.ema.module)
     return student.requires_grad_(False).eval(), seconds
 

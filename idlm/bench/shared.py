@@ -326,6 +326,7 @@ def as_done(
         Exception: of the first task that failed.
     """
     if jobs == 1 or sum(map(len, stages)) < 2:
+        one_core()  # so that the numbers are those of any number of jobs
         for stage in stages:
             for task in stage:
                 for result in run(task):

@@ -66,7 +66,6 @@ def run(options: argparse.Namespace) -> None:
     held = [toy_run.cell_of(record) for record in _of_plan(files.records, plan)]
     if not shown([*held, *wanted]) and files.must_draw:
         raise UserError("there is nothing to draw: the figure shows data sets of the plane")
-    shared.one_core()
     _run_missing(wanted, plan, counts, files.records, jobs)
     records = _of_plan(files.records, plan)
     asked = {cell.key(plan) for cell in wanted}

@@ -41,8 +41,9 @@ class Method:
         batch: sequences in each, and in each update of a fake model.
         latent: size of the student's latent vector.
         latent_init: scale of its first weights.
-        ablation: student updates without a latent, where ``--method all`` runs that, too; 0 where
-            not. Behind masks few are enough: a product of marginals starts at its best.
+        ablation: student updates without a latent, where ``--method all`` runs that, too; 0 for
+            methods that are defined with one or without one only. Behind masks few are enough:
+            a product of marginals starts at its best.
         settings: of the distillation module, where they differ from :data:`SETTINGS`.
     """
 
@@ -68,7 +69,7 @@ METHODS: dict[str, Method] = {
         updates=300,
         batch=1024,
         latent_init=6.0,
-        ablation=100,
+        ablation=80,
         settings={"warmup": 60, **_TWO_SCALES},
     ),
     "dmmd": Method(
@@ -76,7 +77,7 @@ METHODS: dict[str, Method] = {
         lambda _: DMMD(target_steps=1, weighting="flat"),
         updates=300,
         batch=512,
-        ablation=100,
+        ablation=60,
         settings=_TWO_SCALES,
     ),
     "instant": Method(
@@ -84,6 +85,7 @@ METHODS: dict[str, Method] = {
         lambda _: InstantMomentMatching(target_steps=1, weighting="flat"),
         updates=220,
         batch=512,
+        ablation=60,
     ),
     "vadd": Method(
         "absorbing",
@@ -94,13 +96,13 @@ METHODS: dict[str, Method] = {
     "di4c": Method(
         "absorbing",
         lambda _: Di4C(num_latents=8, teacher_steps=64, correlation_weight=1.0, near_share=0.1),
-        updates=160,
+        updates=140,
         latent_init=3.0,
     ),
     "sdtt": Method(
         "absorbing",
         lambda updates: SDTT(num_steps=32, min_steps=1, round_updates=rounds(updates, 5)),
-        updates=300,
+        updates=250,
         latent=0,
     ),
     "dmmd-uniform": Method(
@@ -114,17 +116,19 @@ METHODS: dict[str, Method] = {
         "uniform",
         lambda _: InstantMomentMatching(target_steps=1, weighting="flat"),
         updates=160,
+        ablation=80,
     ),
     "idlm-duo": Method(
         "uniform",
         lambda _: IDLMDuo(),
         updates=80,
+        ablation=60,
         settings={"clip": 0.1, **_TWO_SCALES},
     ),
     "duo-dcd": Method(
         "uniform",
         lambda updates: DuoDCD(num_steps=16, round_updates=rounds(updates, 5), loss="kl-fwd"),
-        updates=250,
+        updates=200,
         latent=0,
         settings={"lr": 1e-3},
     ),

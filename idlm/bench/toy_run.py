@@ -246,7 +246,7 @@ def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
                 "js": jensen_shannon(counts, toy.probs),
                 **floors,
                 "samples": plan.samples,
-                "train_seconds": round(seconds, 2),
+                "train_seconds": round(seconds, 3),
                 "updates": updates,
                 "plan": asdict(plan),
                 "settings": settings,
