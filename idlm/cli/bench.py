@@ -1,19 +1,20 @@
-"""``idlm bench``: methods against a known truth, on toys and on an oracle language."""
+"""``idlm bench``: methods against a known truth, and the speed of what they are made of."""
 
 from __future__ import annotations
 
-from idlm.bench import oracle_cli, toy_cli
+from idlm.bench import oracle_cli, speed_cli, toy_cli
 from idlm.cli.shared import Parser
 
 _BENCHES = {
     "toys": (toy_cli, "densities of the plane and equal tokens, each an exact table"),
     "oracle": (oracle_cli, "a text-like language whose likelihood is known"),
+    "speed": (speed_cli, "sampler, losses and start-up against their bounds"),
 }
 
 
 def _parser() -> Parser:
     parser = Parser(prog="idlm bench", description=__doc__, allow_abbrev=False)
-    benches = parser.add_subparsers(dest="bench", required=True, metavar="toys|oracle")
+    benches = parser.add_subparsers(dest="bench", required=True, metavar="toys|oracle|speed")
     for name, (module, line) in _BENCHES.items():
         module.add_arguments(
             benches.add_parser(name, help=line, description=module.__doc__, allow_abbrev=False)

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("idlm.cli.evaluate", "measure generated text: perplexity, entropy, diversity"),
     "export": ("idlm.cli.export", "write a checkpoint as a Hub-ready folder, and push it"),
     "inspect": ("idlm.cli.inspect", "what a checkpoint is, and whether it predicts text"),
-    "bench": ("idlm.cli.bench", "methods against a known truth: toys, and an oracle language"),
+    "bench": ("idlm.cli.bench", "methods against a known truth, and speed: toys, oracle, speed"),
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")

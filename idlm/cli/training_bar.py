@@ -13,6 +13,7 @@ _SHOWN = {
     "train/student_loss": "loss {:.4f}",
     "train/student_entropy": "entropy {:.2f}",
     "train/tokens_per_second": "{:.0f} tokens/s",
+    "train/mfu": "MFU {:.0%}",
 }
 
 

@@ -133,13 +133,28 @@ class Block(nn.Module):
         return x + gate_m * self.dropout(self.mlp(y.to(x.dtype)))
 
 
+class Projection(nn.Linear):
+    """A linear layer with very many outputs: without gradient, on a CPU, some at a time.
+
+    MKL makes a table of 50,258 columns a quarter to a third faster in parts of 1,024.
+    """
+
+    columns = 1024
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or self.out_features <= self.columns:
+            return super().forward(x)
+        parts = zip(self.weight.split(self.columns), self.bias.split(self.columns), strict=True)
+        return torch.cat([F.linear(x, *part) for part in parts], -1)
+
+
 class OutputLayer(nn.Module):
     """Final norm, its modulation, and the vocabulary projection (the head)."""
 
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__()
         self.norm_final = LayerNorm(config.hidden_dim)
-        self.linear = nn.Linear(config.hidden_dim, config.vocab_size)
+        self.linear = Projection(config.hidden_dim, config.vocab_size)
         self.adaLN_modulation = nn.Linear(config.cond_dim, 2 * config.hidden_dim)
         for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
             nn.init.zeros_(parameter)

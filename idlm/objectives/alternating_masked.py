@@ -2,8 +2,12 @@
 
 The steps and the departures on both processes are those of :mod:`idlm.objectives.alternating`.
 
-One more departure. Sums run over masked positions of z only: at visible ones teacher and fake model
-agree exactly, and the published -1e6 entries would drown the logged losses (methods C.7.3).
+Sums run over masked positions of z only: at visible ones teacher and fake model agree exactly, and
+the published -1e6 entries would drown the logged losses (methods C.7.3).
+
+The head runs once at each position that was masked in the student's input, and no table of
+``[B, L, V]`` is ever held. The mask of z does not depend on the tokens that are drawn, so they are
+drawn only where z shows them, and G is compared only where z hides them; no position needs both.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import torch
 from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, Networks, mean, row_weights
+from idlm.objectives.base import Draw, LossSum, Networks, row_weights
+from idlm.objectives.chunks import in_chunks, sum_of_rows
 from idlm.objectives.divergences import entropy
 from idlm.processes import Absorbing
 from idlm.random import Stream
@@ -28,20 +33,22 @@ class Simulation(NamedTuple):
     """One pass of the student and the state it leads to.
 
     Attributes:
-        log_g: log G at the positions masked in the student's input, ``[M, V]``.
-        asked: those positions, bool ``[B, L]``.
-        t_in: times of the student's input, ``[B]``.
+        hidden: the student's features, ``[B, L, D]``, with gradient.
+        asked: positions masked in the student's input, bool ``[B, L]``.
+        t_in: times of that input, ``[B]``.
         z: re-noised state, int64 ``[B, L]``.
         time: its times, ``[B]``.
         scored: positions masked in ``z``, bool ``[B, L]``.
+        drawn_entropy: entropy of G in nats, summed over the positions that are asked, not scored.
     """
 
-    log_g: Tensor
+    hidden: Tensor
     asked: Tensor
     t_in: Tensor
     z: Tensor
     time: Tensor
     scored: Tensor
+    drawn_entropy: Tensor
 
 
 def absorbing(model: DiffusionLM) -> Absorbing:
@@ -69,18 +76,26 @@ def simulate(
     asked = z_in == process.mask_id
     latent = draw.latent(student, length)
     hidden = student.features(z_in, process.schedule.sigma(t_in), latent)
-    log_g = process.clean_log_probs(student.head(hidden[asked]))
 
     with torch.no_grad():
-        x = tokens.clone()
-        x[asked] = draw_categorical(log_g, draw.uniform(length, stream=Stream.TOKEN)[asked])
         noise = draw.uniform(length, stream=Stream.RENOISE)
         if objective.renoise == "fresh":
-            z = process.corrupt(x, t_out, noise)
+            z = process.corrupt(tokens, t_out, noise)
         else:
             shown = noise < process.reveal_probability(t_out, t_in).unsqueeze(-1)
-            z = torch.where(asked & ~shown, process.mask_id, x)
-    return Simulation(log_g, asked, t_in, z, t_out, z == process.mask_id)
+            z = torch.where(asked & ~shown, process.mask_id, tokens)
+        scored = z == process.mask_id
+        drawn = asked & ~scored
+
+        def tokens_of(hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            log_g = process.clean_log_probs(student.head(hidden))
+            return draw_categorical(log_g, noise), entropy(log_g)
+
+        coins = draw.uniform(length, stream=Stream.TOKEN)
+        z[drawn], spread = in_chunks(
+            tokens_of, hidden[drawn], coins[drawn], numbers=process.vocab_size
+        )
+    return Simulation(hidden, asked, t_in, z, t_out, scored, spread.sum())
 
 
 def auxiliary_loss(
@@ -93,13 +108,26 @@ def auxiliary_loss(
     """
     with torch.no_grad():
         state = simulate(objective, networks.student, tokens, draw)
-        target = _teacher(objective, networks, state) if objective.anchor else None
-    log_fake = _log_probs(objective, networks.fake, state)
-    cross = -_expect(state, tokens, log_fake)
-    if target is not None:
-        cross = cross - objective.anchor * (target.exp() * log_fake).sum(-1)
-    total = (_weights(objective, networks.fake, state) * cross).sum()
-    return LossSum(total, tokens.numel(), {"fake_masked_ce": mean(cross.detach())})
+        teacher = _features(objective, networks.teacher, state) if objective.anchor else None
+    fake, process = networks.fake, absorbing(networks.fake)
+
+    def cross_entropy(
+        hidden: Tensor, weight: Tensor, answer: Tensor, soft: Tensor, x0: Tensor, *anchor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_fake = process.clean_log_probs(fake.head(hidden))
+        with torch.no_grad():
+            law = _law(networks.student, answer, soft, x0)
+            if anchor:
+                target = _teacher(objective, networks, *anchor).exp_()
+                law = law.add_(target, alpha=objective.anchor)
+        cross = -(law * log_fake).sum(-1)
+        return weight * cross, cross
+
+    tables = [_features(objective, fake, state), _weights(objective, fake, state)]
+    tables += [*_answers(state, tokens), *([] if teacher is None else [teacher])]
+    size = process.vocab_size
+    total, plain = sum_of_rows(cross_entropy, *tables, trained=fake, vocab_size=size)
+    return LossSum(total, tokens.numel(), {"fake_masked_ce": plain / state.scored.sum()})
 
 
 def student_loss(
@@ -107,25 +135,42 @@ def student_loss(
 ) -> LossSum:
     """-w <G, log teacher - log fake> summed over masked positions of z (methods C.2, E.2)."""
     state = simulate(objective, networks.student, tokens, draw)
+    student, process = networks.student, absorbing(networks.student)
     with torch.no_grad():
-        gap = _teacher(objective, networks, state) - _log_probs(objective, networks.fake, state)
-    per_token = -_expect(state, tokens, gap)
-    total = (_weights(objective, networks.student, state) * per_token).sum()
-    logs = {"student_entropy": mean(entropy(state.log_g))}
-    return LossSum(total, tokens.numel(), logs, asked=state.log_g.shape[0])
+        teacher = _features(objective, networks.teacher, state)
+        fake = _features(objective, networks.fake, state)
+
+    def score(
+        teacher: Tensor, fake: Tensor, weight: Tensor, answer: Tensor, soft: Tensor, x0: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            gap = _teacher(objective, networks, teacher)
+            gap = gap.sub_(process.clean_log_probs(networks.fake.head(fake)))
+            expected = gap.gather(-1, x0.unsqueeze(-1)).squeeze(-1)
+            gap = _where(gap, soft)
+        log_g = process.clean_log_probs(student.head(_where(answer, soft)))
+        expected = expected.masked_scatter(soft, (log_g.exp() * gap).sum(-1))
+        spread = entropy(log_g)
+        return -weight * expected, spread.new_zeros(len(soft)).masked_scatter(soft, spread)
+
+    tables = [teacher, fake, _weights(objective, student, state), *_answers(state, tokens)]
+    size = process.vocab_size
+    total, spread = sum_of_rows(score, *tables, trained=student, vocab_size=size)
+    asked = state.asked.sum()
+    logs = {"student_entropy": (spread + state.drawn_entropy) / asked}
+    return LossSum(total, tokens.numel(), logs, asked=int(asked))
 
 
-def _log_probs(objective: AlternatingDistillation, model: DiffusionLM, state: Simulation) -> Tensor:
-    """log p of ``model`` at the scored positions, ``[S, V]``."""
-    process = absorbing(model)
-    sigma = process.schedule.sigma(state.time)
-    hidden = model.features(state.z, sigma, objective.told(model, state.t_in))
-    return process.clean_log_probs(model.head(hidden[state.scored]))
+def _features(objective: AlternatingDistillation, model: DiffusionLM, state: Simulation) -> Tensor:
+    """Features of teacher or fake model at the scored positions, ``[S, D]``."""
+    sigma = absorbing(model).schedule.sigma(state.time)
+    return model.features(state.z, sigma, objective.told(model, state.t_in))[state.scored]
 
 
-def _teacher(objective: AlternatingDistillation, networks: Networks, state: Simulation) -> Tensor:
-    """log p of the teacher to distil, sharpened if that is asked for, ``[S, V]``."""
-    return objective.sharpening(_log_probs(objective, networks.teacher, state))
+def _teacher(objective: AlternatingDistillation, networks: Networks, hidden: Tensor) -> Tensor:
+    """log p of the teacher to distil, sharpened if that is asked for, a new table ``[r, V]``."""
+    model = networks.teacher
+    return objective.sharpening(absorbing(model).clean_log_probs(model.head(hidden)))
 
 
 def _weights(objective: AlternatingDistillation, model: DiffusionLM, state: Simulation) -> Tensor:
@@ -133,16 +178,27 @@ def _weights(objective: AlternatingDistillation, model: DiffusionLM, state: Simu
     return row_weights(objective.weights(model.process, state.time), state.scored)
 
 
-def _expect(state: Simulation, tokens: Tensor, values: Tensor) -> Tensor:
-    """<G, values> at each scored position, ``[S]``; G is one-hot x0 where it was visible.
+def _answers(state: Simulation, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What makes G at the S scored positions.
 
-    Args:
-        state: the simulation, gradient through its ``log_g``.
-        tokens: clean tokens ``[B, L]``.
-        values: ``[S, V]``.
+    Returns:
+        The student's features ``[S, D]``; whether it was asked there, ``[S]``: where it was not,
+        which only fresh noise brings about, G is one-hot; and the data ``[S]`` that it is then.
     """
-    soft = state.asked[state.scored]
-    rows = state.scored[state.asked]
-    out = values.gather(-1, tokens[state.scored].unsqueeze(-1)).squeeze(-1)
-    mixed = (state.log_g[rows].exp() * values[soft]).sum(-1)
-    return out.masked_scatter(soft, mixed)
+    return state.hidden[state.scored], state.asked[state.scored], tokens[state.scored]
+
+
+def _law(student: DiffusionLM, answer: Tensor, soft: Tensor, x0: Tensor) -> Tensor:
+    """G at some scored positions, ``[r, V]``, from :func:`_answers`; without gradient."""
+    process = absorbing(student)
+    law = process.clean_log_probs(student.head(_where(answer, soft))).exp_()
+    if len(law) == len(soft):
+        return law
+    full = law.new_zeros(len(soft), process.vocab_size)
+    full[soft] = law
+    return full.scatter_add_(-1, x0.unsqueeze(-1), (~soft).to(law.dtype).unsqueeze(-1))
+
+
+def _where(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen rows; all of them are not copied."""
+    return rows if bool(chosen.all()) else rows[chosen]

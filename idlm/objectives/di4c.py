@@ -62,8 +62,9 @@ from idlm.objectives.base import (
     mean,
     row_weights,
 )
+from idlm.objectives.chunks import in_chunks
 from idlm.objectives.divergences import entropy, kl, log_mean_exp
-from idlm.objectives.mixture import correlation, drawn_tokens, in_chunks, law, scored
+from idlm.objectives.mixture import correlation, drawn_tokens, law, scored
 from idlm.objectives.pairing import check_pairing
 from idlm.processes import Absorbing, Uniform
 from idlm.random import Stream

@@ -198,7 +198,7 @@ class InstantMomentMatching(DistillationObjective):
             return GaussianHalf(state, self._weights(process, state.time).to(state.x.dtype))
         if isinstance(process, Absorbing):
             masked = alternating_masked.simulate(self._tuples, student, tokens, draw)
-            return MaskedHalf(masked, self._weights(process, masked.time))
+            return MaskedHalf(student, masked, self._weights(process, masked.time))
         noised = alternating_uniform.simulate(self._tuples, student, tokens, draw)
         return UniformHalf(student, noised, self._weights(process, noised.time))
 

@@ -18,7 +18,7 @@ from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating_masked import Simulation
 from idlm.objectives.alternating_uniform import UniformSimulation, given_state
 from idlm.objectives.base import row_weights
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.chunks import in_chunks, over_positions
 from idlm.objectives.divergences import entropy
 from idlm.objectives.instant_teacher import Weights, WeightSpace
 from idlm.objectives.moment_matching import Matching
@@ -52,37 +52,55 @@ class StudentLoss(NamedTuple):
 
 
 class MaskedHalf(NamedTuple):
-    """Absorbing process; all at the positions masked in z_s, where E[x | z_s, z_t] is G."""
+    """Absorbing process; the positions masked in z_s, in chunks, where E[x | z_s, z_t] is G."""
 
+    student: DiffusionLM
     state: Simulation
     weight: Tensor  # w(s), [B]
 
     def teacher_loss(self, space: WeightSpace, weights: Weights) -> Tensor:
         """w(s) CE(G | teacher) at masked positions of z_s, nats per token."""
-        target = self._log_target().detach().exp()
-        cross = -(target * self._log_probs(space, weights)).sum(-1)
+        process = cast(Absorbing, space.network.process)
+
+        def cross_entropy(hidden: Tensor, student: Tensor) -> tuple[Tensor]:
+            log_p = process.clean_log_probs(space.call("head", weights, hidden))
+            with torch.no_grad():
+                target = process.clean_log_probs(self.student.head(student)).exp()
+            return (-(target * log_p).sum(-1),)
+
+        tables = self._features(space, weights), self._asked().detach()
+        (cross,) = in_chunks(cross_entropy, *tables, numbers=process.vocab_size)
         return (self._row_weights() * cross).sum() / self.state.z.numel()
 
     def student_loss(self, space: WeightSpace, direction: Weights) -> StudentLoss:
         """w(s) <G, d log p> along ``direction`` at masked positions, summed, in nats."""
-        _, change = space.derivative(lambda w: self._log_probs(space, w), direction)
-        score = (self._log_target().exp() * change).sum(-1)
-        log_g = self.state.log_g
-        total = (self._row_weights() * score).sum()
-        return StudentLoss(total, entropy(log_g).sum(), log_g.shape[0])
+        state, process = self.state, cast(Absorbing, space.network.process)
+        hidden, tangent = space.derivative(lambda w: self._features(space, w), direction)
 
-    def _log_target(self) -> Tensor:
-        """log G where it is scored, ``[S, V]``: what is masked in z_s was masked in z_t, too."""
-        return self.state.log_g[self.state.scored[self.state.asked]]
+        def score(student: Tensor, hidden: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+            def log_probs(weights: Weights, hidden: Tensor) -> Tensor:
+                return process.clean_log_probs(space.call("head", weights, hidden))
+
+            _, change = space.derivative(log_probs, direction, (hidden, tangent))
+            log_g = process.clean_log_probs(self.student.head(student))
+            return (log_g.exp() * change).sum(-1), entropy(log_g)
+
+        tables = self._asked(), hidden, tangent
+        scores, spread = in_chunks(score, *tables, numbers=process.vocab_size)
+        total = (self._row_weights() * scores).sum()
+        return StudentLoss(total, spread.sum() + state.drawn_entropy, int(state.asked.sum()))
+
+    def _asked(self) -> Tensor:
+        """The student's features where G is scored, ``[S, D]``: z_t was masked there, too."""
+        return self.state.hidden[self.state.scored]
 
     def _row_weights(self) -> Tensor:
         return row_weights(self.weight, self.state.scored)
 
-    def _log_probs(self, space: WeightSpace, weights: Weights) -> Tensor:
+    def _features(self, space: WeightSpace, weights: Weights) -> Tensor:
         state, process = self.state, cast(Absorbing, space.network.process)
         sigma = process.schedule.sigma(state.time)
-        hidden = space.call("features", weights, state.z, sigma)
-        return process.clean_log_probs(space.call("head", weights, hidden[state.scored]))
+        return space.call("features", weights, state.z, sigma)[state.scored]
 
 
 class UniformHalf(NamedTuple):

@@ -18,7 +18,8 @@ from idlm.models.dit import Latent
 from idlm.models.modeling import DiffusionLM
 from idlm.models.recognition import Recognition
 from idlm.objectives.base import Draw, LossSum
-from idlm.objectives.divergences import log_mean_exp
+from idlm.objectives.chunks import in_chunks
+from idlm.objectives.divergences import entropy, log_mean_exp
 from idlm.processes import Absorbing
 from idlm.random import Stream
 
@@ -60,7 +61,7 @@ def corrupt(student: DiffusionLM, tokens: Tensor, draw: Draw) -> Noised:
 
 
 def log_likelihood(student: DiffusionLM, state: Noised, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x0 | x_t, z) for K latents each; the head runs at masked positions only.
+    """log p(x0 | x_t, z) for K latents each; the head runs at masked positions only, in chunks.
 
     Args:
         student: a denoiser with a latent vector of size G.
@@ -68,16 +69,21 @@ def log_likelihood(student: DiffusionLM, state: Noised, z: Tensor) -> tuple[Tens
         z: ``[B, K, G]``.
 
     Returns:
-        Log-probabilities at the masked positions, ``[M K, V]``, and the log-likelihood of each
-        token, ``[B, K, L]``, zero where it is visible.
+        Entropy in nats of the prediction at each masked position, ``[M K]``, without gradient, and
+        the log-likelihood of each token, ``[B, K, L]``, zero where it is visible.
     """
     count = z.shape[1]
     x0, x_t, masked, sigma, _ = (part.repeat_interleave(count, 0) for part in state)
     hidden = student.features(x_t, sigma, Latent(z.flatten(0, 1), None))
-    log_p = cast(Absorbing, student.process).clean_log_probs(student.head(hidden[masked]))
-    chosen = log_p.gather(-1, x0[masked].unsqueeze(-1)).squeeze(-1)
+    process = cast(Absorbing, student.process)
+
+    def score(hidden: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = process.clean_log_probs(student.head(hidden))
+        return log_p.gather(-1, x0.unsqueeze(-1)).squeeze(-1), entropy(log_p)
+
+    chosen, spread = in_chunks(score, hidden[masked], x0[masked], numbers=process.vocab_size)
     per_token = chosen.new_zeros(masked.shape).masked_scatter(masked, chosen)
-    return log_p, per_token.unflatten(0, (-1, count))
+    return spread, per_token.unflatten(0, (-1, count))
 
 
 @torch.no_grad()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, mean, row_weights
+from idlm.objectives.base import Draw, LossSum, row_weights
+from idlm.objectives.chunks import sum_of_rows
 from idlm.processes import Absorbing
 from idlm.random import Stream
 
@@ -15,7 +15,8 @@ from idlm.random import Stream
 def masked_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
     """Sum over tokens of -alpha'/(1-alpha) * 1[masked] * -log p(x0 | z_t), one time per sequence.
 
-    Only masked positions go through the head: visible ones contribute zero by SUBS.
+    Only masked positions go through the head, a chunk at a time: visible ones contribute zero by
+    SUBS.
 
     Args:
         model: a denoiser of the absorbing process.
@@ -38,9 +39,13 @@ def masked_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
     z_t = process.corrupt(tokens, t, draw.uniform(tokens.shape[1], stream=Stream.CORRUPT))
     masked = z_t == process.mask_id
     hidden = model.features(z_t, process.schedule.sigma(t))
-    log_p = process.clean_log_probs(model.head(hidden[masked]))
-    nll = -log_p.gather(-1, tokens[masked].unsqueeze(-1)).squeeze(-1)
-    total = (row_weights(process.schedule.weight(t), masked) * nll).sum()
-    with torch.no_grad():
-        logs = {"masked_nll": mean(nll)}
-    return LossSum(total, tokens.numel(), logs)
+
+    def nelbo(hidden: Tensor, x0: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = process.clean_log_probs(model.head(hidden))
+        nll = -log_p.gather(-1, x0.unsqueeze(-1)).squeeze(-1)
+        return weight * nll, nll
+
+    weight = row_weights(process.schedule.weight(t), masked)
+    tables = hidden[masked], tokens[masked], weight
+    total, nll = sum_of_rows(nelbo, *tables, trained=model, vocab_size=process.vocab_size)
+    return LossSum(total, tokens.numel(), {"masked_nll": nll / masked.sum()})

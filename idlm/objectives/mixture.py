@@ -7,7 +7,6 @@ some positions at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating_uniform import given_state
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.chunks import in_chunks
 from idlm.objectives.divergences import log_mean_exp
 from idlm.processes import Absorbing, Process, Uniform
 from idlm.sampling.categorical import draw as draw_categorical
@@ -75,20 +74,6 @@ def drawn_tokens(model: DiffusionLM, hidden: Tensor, z: Tensor, t: Tensor, noise
         return (draw_categorical(law(model.process, model.head(hidden), z, t), noise),)
 
     return in_chunks(drawn, hidden, z, t, noise, numbers=model.process.vocab_size)[0]
-
-
-def in_chunks(
-    fn: Callable[..., tuple[Tensor, ...]], *tables: Tensor, numbers: int
-) -> tuple[Tensor, ...]:
-    """``fn`` of tables ``[M, ...]``, some rows at a time; ``numbers``: how many a row makes."""
-    if not tables[0].shape[0]:
-        return fn(*tables)
-
-    def rows(*tables: Tensor) -> tuple[Tensor, ...]:
-        return tuple(out.unsqueeze(0) for out in fn(*(x.squeeze(0) for x in tables)))
-
-    found = over_positions(rows, *(x.unsqueeze(0) for x in tables), vocab_size=numbers)
-    return tuple(out.squeeze(0) for out in found)
 
 
 def scored(process: Process, z: Tensor) -> Tensor:

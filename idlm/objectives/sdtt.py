@@ -33,8 +33,8 @@ from torch import Tensor
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating_masked import absorbing
-from idlm.objectives.base import Draw, LossSum, Networks, mean
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.objectives.chunks import in_chunks, sum_of_rows
 from idlm.objectives.divergences import divergence, entropy
 from idlm.objectives.pairing import check_pairing
 from idlm.objectives.rounds import NextTeacher, SelfDistillation
@@ -128,7 +128,12 @@ class SDTT(SelfDistillation):
         shown = masked & (draw.uniform(z.shape[1], stream=Stream.REVEAL) < chance)
         state = z.clone()
         noise = draw.uniform(z.shape[1], stream=Stream.TEACHER)[shown]
-        state[shown] = draw_categorical(process.clean_log_probs(teacher.head(hidden[shown])), noise)
+
+        def drawn(hidden: Tensor, noise: Tensor) -> tuple[Tensor]:
+            return (draw_categorical(process.clean_log_probs(teacher.head(hidden)), noise),)
+
+        tables = hidden[shown], noise
+        (state[shown],) = in_chunks(drawn, *tables, numbers=process.vocab_size)
         later = teacher.features(state, process.schedule.sigma(second))
         return torch.where(shown.unsqueeze(-1), hidden, later)
 
@@ -153,11 +158,8 @@ class SDTT(SelfDistillation):
                 log_q = process.clean_log_probs(teacher.head(target))
             return divergence(self.loss, log_p, log_q), entropy(log_p)
 
-        # masked positions as one long sequence: tables of a chunk of them at a time
-        rows = hidden.unsqueeze(0), target.unsqueeze(0)
-        if asked.any():
-            loss, spread = over_positions(compare, *rows, vocab_size=process.vocab_size)
-        else:
-            loss, spread = compare(*rows)
-        logs = {"student_entropy": mean(spread), "masked_loss": mean(loss.detach())}
-        return LossSum(loss.sum(), tokens.numel(), logs, asked=hidden.shape[0])
+        tables = hidden, target
+        loss, spread = sum_of_rows(compare, *tables, trained=student, vocab_size=process.vocab_size)
+        count = asked.sum()
+        logs = {"student_entropy": spread / count, "masked_loss": loss.detach() / count}
+        return LossSum(loss, tokens.numel(), logs, asked=hidden.shape[0])

@@ -22,7 +22,7 @@ from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.models.recognition import Posterior, Recognition
 from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks, Trains, mean
-from idlm.objectives.divergences import entropy, log_mean_exp
+from idlm.objectives.divergences import log_mean_exp
 from idlm.objectives.latent_likelihood import (
     at_least_one,
     corrupt,
@@ -113,7 +113,7 @@ class VADD(DistillationObjective):
         state = corrupt(student, tokens, draw)
         posterior = recognition(tokens, state.masked)
         z = posterior.sample(posterior_noise(draw, posterior.mean, self.samples))
-        log_p, per_token = log_likelihood(student, state, z)
+        spread, per_token = log_likelihood(student, state, z)
         scores, kl, weight = per_token.sum(-1), posterior.kl(), self.kl_weight(draw)
         if self.samples == 1:
             bound = scores.squeeze(1) - weight * kl.sum(-1)
@@ -121,13 +121,13 @@ class VADD(DistillationObjective):
             bound = importance_weighted(posterior, z, scores, weight)
         with torch.no_grad():
             logs = {
-                "student_entropy": mean(entropy(log_p)),
+                "student_entropy": mean(spread),
                 "reconstruction": -(state.weight * scores.mean(1)).sum() / tokens.numel(),
                 "kl": kl.sum(-1).mean(),
                 "active_dimensions": (kl.mean(0) > ACTIVE).to(kl.dtype).sum(),
                 "kl_weight": kl.new_tensor(weight),
             }
-        asked = log_p.shape[0] // self.samples
+        asked = spread.shape[0] // self.samples
         return LossSum(-(state.weight * bound).sum(), tokens.numel(), logs, asked=asked)
 
 

@@ -63,7 +63,10 @@ class Absorbing(Process):
         is_mask = torch.arange(self.vocab_size, device=logits.device) == self.mask_id
         # the mask takes no part in the normalisation, and its own entry means log 0 exactly
         log_p = torch.log_softmax(logits + LOG_ZERO * is_mask, dim=-1)
-        return log_p.masked_fill(is_mask, LOG_ZERO)
+        if log_p.requires_grad:
+            return log_p.masked_fill(is_mask, LOG_ZERO)
+        log_p[..., self.mask_id] = LOG_ZERO  # no pass over the table
+        return log_p
 
     def nll_per_token(self, log_probs: Tensor, x0: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
         """-alpha'/(1-alpha) * cross-entropy of x0 under the denoiser (MDLM eq. 10).

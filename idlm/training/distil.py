@@ -267,7 +267,7 @@ class DistillationModule(UpdateModule):
             self.trainer.should_stop = True
 
     def _log(self, name: str, out: dict[str, Tensor]) -> None:
-        shown = ("loss", "tokens_per_second", "student_entropy")
+        shown = ("loss", "tokens_per_second", "mfu", "student_entropy")
         for key, value in out.items():
             own = f"{name}_{key}" if key in ("loss", "grad_norm") else key
             self.log(f"train/{own}", value, prog_bar=key in shown)

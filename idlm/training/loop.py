@@ -26,6 +26,7 @@ from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.models.config import FIELDS
 from idlm.objectives.base import Draw, LossSum
+from idlm.training.utilisation import Utilisation
 
 Decay = Literal["constant", "linear", "cosine"]
 Batch = dict[str, Tensor]
@@ -90,6 +91,7 @@ class UpdateModule(L.LightningModule, ABC):
         self.clip = clip
         self.seed = seed
         self.tokenizer: Any = None
+        self.utilisation = Utilisation()
         self.draw_type: type[Draw] = Draw
 
     @abstractmethod
@@ -200,7 +202,9 @@ class UpdateModule(L.LightningModule, ABC):
             name: what the loss is called in logs and errors.
 
         Returns:
-            ``loss`` in nats per token, ``grad_norm`` before clipping, and the objective's logs.
+            ``loss`` in nats per token, ``grad_norm`` before clipping, and the objective's logs;
+            ``tokens_per_second`` of all processes; and unless the networks are compiled, which
+            hides what they compute, :class:`~idlm.training.utilisation.Utilisation`'s rates.
 
         Raises:
             FloatingPointError: if the loss or a gradient is not finite; nothing was changed.
@@ -210,7 +214,9 @@ class UpdateModule(L.LightningModule, ABC):
         chosen = optimizers[which] if isinstance(optimizers, list) else optimizers
         chosen.zero_grad()
         started = time.perf_counter()
-        logs, norm = self._accumulate(batch, loss, step, chosen)
+        counted = self._counts_flops()
+        with self.utilisation.counting(which) if counted else nullcontext():
+            logs, norm = self._accumulate(batch, loss, step, chosen)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(logs["loss"])):
             raise FloatingPointError(
                 f"{name} update {step}: loss {float(logs['loss'])}, gradient norm {float(norm)}; "
@@ -221,8 +227,19 @@ class UpdateModule(L.LightningModule, ABC):
         (schedulers[which] if isinstance(schedulers, list) else schedulers).step()
         seconds = time.perf_counter() - started
         tokens = clean(batch).numel() * self.trainer.world_size
-        rate = torch.tensor(tokens / max(seconds, 1e-9))
-        return {**logs, "grad_norm": norm, "tokens_per_second": rate}
+        rates = {"tokens_per_second": tokens / max(seconds, 1e-9)}
+        if counted:
+            precision = str(self.trainer.precision)
+            rates |= self.utilisation.rates(which, seconds, self.device, precision)
+        return {
+            **logs,
+            "grad_norm": norm,
+            **{name: torch.tensor(rate) for name, rate in rates.items()},
+        }
+
+    def _counts_flops(self) -> bool:
+        # a barebones trainer logs nothing, and counting takes time
+        return not (self.hparams.get("compile") or self.trainer.barebones)
 
     def _seed_dropout(self, key: int) -> None:
         """Tie the generator that dropout draws from to the update: a resumed run repeats it.

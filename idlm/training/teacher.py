@@ -203,7 +203,9 @@ class TeacherModule(UpdateModule):
         self.updates += 1
         self.log("train/nelbo", out["loss"], prog_bar=True)
         self.log("train/grad_norm", out["grad_norm"])
-        self.log("train/tokens_per_second", out["tokens_per_second"], prog_bar=True)
+        for name in ("tokens_per_second", "tflops", "mfu"):
+            if name in out:
+                self.log(f"train/{name}", out[name], prog_bar=name != "tflops")
         self.log("train/updates", float(self.updates))
         if self.finished:
             self.trainer.should_stop = True

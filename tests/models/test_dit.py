@@ -12,6 +12,7 @@ from torch import Tensor
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM
 from idlm.models.attention import attend, rotary_tables, rotate
+from idlm.models.dit import Projection
 
 Make = Callable[..., DiffusionLM]
 
@@ -329,3 +330,26 @@ def test_an_infinite_sigma_is_refused_before_it_turns_logits_to_nan() -> None:
     with pytest.raises(UserError, match="schedule_eps is 0 with time_conditioning"):
         DiffusionConfig(time_conditioning=True, schedule_eps=0.0)
     DiffusionConfig(time_conditioning=False, schedule_eps=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_projection_in_parts_is_the_whole_one(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Projection(6, 50).to(dtype)
+    x = torch.randn(2, 3, 6, dtype=dtype)
+    whole = layer(x)
+    calls: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        calls.append(len(weight))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(Projection, "columns", 16)
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole)
+    assert calls == [16, 16, 16, 2]
+    layer(x)  # with gradient the sum over parts would cost more than it saves
+    assert calls[4:] == [50]

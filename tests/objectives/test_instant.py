@@ -155,8 +155,9 @@ def enumerated(teacher: Table, student: Table, length: int) -> MaskedHalf | Unif
         hidden = student.features(z_t)
         return UniformHalf(student, UniformSimulation(hidden, z_t, x, z_s, t_in, time), weight)
     asked = z_t == 2
-    log_g = process.clean_log_probs(student.head(student.features(z_t)[asked]))
-    return MaskedHalf(Simulation(log_g, asked, t_in, z_s, time, z_s == 2), weight)
+    nothing = torch.zeros((), dtype=torch.float64)
+    state = Simulation(student.features(z_t), asked, t_in, z_s, time, z_s == 2, nothing)
+    return MaskedHalf(student, state, weight)
 
 
 def scale_of(teacher: nn.Module) -> list[Tensor]:

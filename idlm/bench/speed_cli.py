@@ -1,0 +1,189 @@
+"""``idlm bench speed``: sampler, losses and start-up against their bounds and plain versions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idlm.bench import shared
+from idlm.bench.shared import ALL, Record
+from idlm.cli.shared import check_writable
+from idlm.errors import UserError
+
+if TYPE_CHECKING:
+    from idlm.bench.speed_run import LossCase, SamplerCase, Setting
+
+_CASES = ("sampler", "losses", "growth", "startup")
+# what answers without any work, and what is refused
+_COMMANDS = (
+    ("--help",),
+    ("generat",),
+    ("generate", "--help"),
+    ("generate", "--steps", "x"),
+    ("evaluate", "--help"),
+    ("bench", "speed", "--help"),
+)
+_KEYS = {"case": str, "device": str}
+_IDENTITY = (
+    *("case", "command", "of", "against", "objective", "network", "vocab_size", "batch"),
+    *("length", "steps", "device", "device_name", "dtype", "threads", "compile", "quick"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``idlm bench speed``."""
+    parser.add_argument(
+        "--case", choices=(*_CASES, ALL), default=ALL, help="what to measure (default: all)"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+    )
+    parser.add_argument("--threads", type=int, help="of the CPU (default: one for each core)")
+    parser.add_argument(
+        "--json",
+        metavar="OUT",
+        required=True,
+        help="where the records go; those of other cases stay. Beside OUT.json stands OUT.md",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="every case in seconds; the numbers mean nothing"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print a table, and write the records.
+
+    Raises:
+        UserError: for options that do not fit, or a device that is not there.
+    """
+    output = check_writable("--json", options.json)
+    table = check_writable("--json", shared.beside(output, ".md"))
+    threads = os.cpu_count() or 1 if options.threads is None else options.threads
+    if threads < 1:
+        raise UserError(f"--threads is {threads}; it must be at least 1")
+    shared.read_records(output, "speed bench's", _KEYS)
+
+    from idlm.bench.speed_report import markdown, print_table
+    from idlm.samples import replace_file
+
+    device = _device(options.device)
+    wanted = _CASES if options.case == ALL else (options.case,)
+    for record in _measured(wanted, device, threads, quick=options.quick):
+        key = _key(record)
+        others = shared.read_records(output, "speed bench's", _KEYS)
+        kept = [other for other in others if _key(other) != key]
+        shared.write_records(output, sorted([*kept, record], key=_order))
+        print(f"{record['case']}: {_short(record)}", file=sys.stderr)
+    records = shared.read_records(output, "speed bench's", _KEYS)
+    print_table(records)
+    replace_file(table, [markdown(records)])
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but there is no GPU that PyTorch can use; choose cpu")
+    return asked
+
+
+def _measured(
+    wanted: tuple[str, ...], device: str, threads: int, *, quick: bool
+) -> Iterator[Record]:
+    from idlm.bench.speed_plan import plan
+    from idlm.bench.speed_run import growth_record, startup
+
+    chosen = plan(device, threads, quick=quick)
+    about = {"device": device, "device_name": _name(device), "quick": quick, **_versions()}
+    if "sampler" in wanted:
+        for case, setting in chosen.sampler:
+            yield {**_alone(case, setting), **_conditions(setting), **about}
+    if "losses" in wanted:
+        for loss, setting in chosen.losses:
+            yield {**_alone(loss, setting), **_conditions(setting), **about}
+    if "growth" in wanted:
+        for growth, setting in chosen.growth:
+            found = [_alone(case, setting) for _, case in growth.grown()]
+            yield {**growth_record(growth, found), **_conditions(setting), **about}
+    if "startup" in wanted:
+        for command in _COMMANDS:
+            record = startup(list(command), repeats=1 if quick else 5)
+            yield {**record, **about, "device": "cpu", "device_name": _name("cpu")}
+
+
+def _alone(case: SamplerCase | LossCase, setting: Setting) -> Record:
+    """A case's record, and its memory; each measured in a process of its own."""
+    record: Record = _in_a_process(_run, case, setting)
+    if record["case"] == "losses":
+        for name in ("lean", "plain") if "plain_seconds" in record else ("lean",):
+            record[f"{name}_bytes"] = _in_a_process(_memory, case, setting, name == "plain")
+        if record["lean_bytes"]:
+            record["beyond_bytes"] = record["lean_bytes"] - record["gradient_bytes"]
+        if record.get("plain_bytes") and record["lean_bytes"]:
+            record["lean_over_plain_bytes"] = record["lean_bytes"] / record["plain_bytes"]
+    return record
+
+
+def _in_a_process(work: Any, *arguments: Any) -> Any:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _run(case: SamplerCase | LossCase, setting: Setting) -> Record:
+    setting.apply()
+    return case.run(setting)
+
+
+def _memory(case: LossCase, setting: Setting, plain: bool) -> int | None:
+    setting.apply()
+    return case.memory(setting, plain)
+
+
+def _conditions(setting: Setting) -> Record:
+    return {"dtype": setting.dtype, "threads": setting.threads, "compile": setting.compile}
+
+
+def _versions() -> Record:
+    import torch
+
+    import idlm
+
+    return {"torch": torch.__version__, "idlm": idlm.__version__}
+
+
+def _name(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    import platform
+
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _key(record: Record) -> tuple[Any, ...]:
+    """What a record is of; the rest was measured."""
+    return tuple(str(record.get(name)) for name in _IDENTITY)
+
+
+def _order(record: Record) -> tuple[Any, ...]:
+    place = _CASES.index(record["case"]) if record["case"] in _CASES else len(_CASES)
+    return record["device"], place, record.get("batch", 0)
+
+
+def _short(record: Record) -> str:
+    from idlm.bench.speed_report import line
+
+    return ", ".join(f"{title} {cell}" for title, cell in line(record) if cell)

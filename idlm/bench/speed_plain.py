@@ -1,0 +1,116 @@
+"""The same work done plainly, with tables ``[B, L, V]``: what ``idlm bench speed`` compares with.
+
+Sampler and losses are written as the formulas stand, in the manner of the published code. The
+losses are the reference of the tests: the same draws, values and gradients. The sampler has the
+same law.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from idlm.models.modeling import DiffusionLM
+from idlm.objectives.alternating import AlternatingDistillation
+from idlm.objectives.alternating_masked import absorbing
+from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.random import Stream
+from idlm.sampling.categorical import draw as draw_categorical
+
+
+@torch.no_grad()
+def plain_sample(model: DiffusionLM, count: int, length: int, steps: int, *, seed: int) -> Tensor:
+    """MDLM's ancestral sampler: at every step the posterior of every position, in float64.
+
+    Args:
+        model: of the absorbing process, in eval mode.
+        count: B, number of samples.
+        length: L.
+        steps: of the grid t = 1, 1 - 1/N, ..., 0.
+        seed: of the race of V exponentials that draws each token.
+
+    Returns:
+        int64 ``[B, L]``.
+    """
+    process = absorbing(model)
+    sample = torch.arange(count, device=model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    z = torch.full((count, length), process.mask_id, device=model.device)
+    grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64, device=model.device)
+    for i in range(steps):
+        sigma = process.schedule.sigma(grid[i]).float().expand(count)
+        latent = model.sample_latent(sample, length, seed=seed, step=i)
+        logits = model.head(model.features(z, sigma, latent))
+        # masked at t, a position is x0 at s with chance 1 - stays
+        stays = 1.0 - float(process.reveal_probability(grid[i + 1], grid[i]))
+        law = process.log_probs(logits.double(), z).exp() * (1.0 - stays)
+        law[..., process.mask_id] = stays
+        race = torch.empty_like(law).exponential_(generator=generator)
+        z = torch.where(z == process.mask_id, (law / race).argmax(-1), z)
+    return z
+
+
+def plain_student_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """-w <G, log teacher - log fake> at the masked positions of z, from whole tables."""
+    log_g, z, t_in, time = _simulate(objective, networks.student, tokens, draw)
+    with torch.no_grad():
+        log_teacher, log_fake = (
+            _log_probs(objective, model, z, t_in, time)
+            for model in (networks.teacher, networks.fake)
+        )
+        gap = objective.sharpening(log_teacher) - log_fake
+    return _sum(objective, networks, -(log_g.exp() * gap).sum(-1), z, time)
+
+
+def plain_auxiliary_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """w [ CE(G | fake) + anchor CE(teacher | fake) ] at the same positions, from whole tables."""
+    with torch.no_grad():
+        log_g, z, t_in, time = _simulate(objective, networks.student, tokens, draw)
+        target = log_g.exp()
+        if objective.anchor:
+            log_teacher = _log_probs(objective, networks.teacher, z, t_in, time)
+            target = target + objective.anchor * objective.sharpening(log_teacher).exp()
+    log_fake = _log_probs(objective, networks.fake, z, t_in, time)
+    return _sum(objective, networks, -(target * log_fake).sum(-1), z, time)
+
+
+def _simulate(
+    objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log G ``[B, L, V]``, the re-noised state, and the times of input and state."""
+    process, length = absorbing(student), tokens.shape[1]
+    t_in, t_out = objective.times(draw)
+    z_in = process.corrupt(tokens, t_in, draw.uniform(length, stream=Stream.CORRUPT))
+    latent = draw.latent(student, length)
+    logits = student(z_in, process.schedule.sigma(t_in), latent).logits
+    log_g = process.log_probs(logits, z_in)
+    with torch.no_grad():
+        x = draw_categorical(log_g, draw.uniform(length, stream=Stream.TOKEN))
+        noise = draw.uniform(length, stream=Stream.RENOISE)
+        if objective.renoise == "fresh":
+            z = process.corrupt(x, t_out, noise)
+        else:
+            shown = noise < process.reveal_probability(t_out, t_in).unsqueeze(-1)
+            z = torch.where((z_in == process.mask_id) & ~shown, process.mask_id, x)
+    return log_g, z, t_in, t_out
+
+
+def _log_probs(
+    objective: AlternatingDistillation, model: DiffusionLM, z: Tensor, t_in: Tensor, time: Tensor
+) -> Tensor:
+    process = absorbing(model)
+    logits = model(z, process.schedule.sigma(time), objective.told(model, t_in)).logits
+    return process.log_probs(logits, z)
+
+
+def _sum(
+    objective: AlternatingDistillation, networks: Networks, rows: Tensor, z: Tensor, time: Tensor
+) -> LossSum:
+    process = absorbing(networks.student)
+    weight = objective.weights(process, time).unsqueeze(-1)
+    masked = z == process.mask_id
+    return LossSum(torch.where(masked, weight * rows, 0.0).sum(), z.numel())

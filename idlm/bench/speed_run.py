@@ -1,0 +1,394 @@
+"""What ``idlm bench speed`` measures, one case at a time, each in a process of its own.
+
+Times are medians over repeats in which the things compared take turns, so that a busy machine slows
+all of them alike. Memory is the peak over what stands before the work, the weights: by CUDA's
+allocator, or of the whole process.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import idlm
+from idlm.bench.shared import Record
+from idlm.bench.speed_plain import plain_auxiliary_loss, plain_sample, plain_student_loss
+from idlm.models import DiffusionConfig, DiffusionLM
+from idlm.objectives import DMMD, IDLM, Draw, Networks, chunks
+from idlm.objectives.base import LossSum
+
+OBJECTIVES: dict[str, Any] = {"idlm": IDLM, "dmmd": DMMD, "dmmd-uniform": DMMD}
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a network with random weights.
+
+    Attributes:
+        blocks: how many.
+        dim: hidden size; heads are of 64, or of all of a smaller one.
+        vocab: V, the mask included.
+    """
+
+    blocks: int
+    dim: int
+    vocab: int = 50258
+
+    @property
+    def name(self) -> str:
+        """Blocks x hidden size."""
+        return f"{self.blocks}x{self.dim}"
+
+    def build(self, length: int, process: str = "absorbing") -> DiffusionLM:
+        """A denoiser of a context of ``length`` tokens; its predictions are not uniform."""
+        config = DiffusionConfig(
+            vocab_size=self.vocab,
+            model_length=length,
+            hidden_dim=self.dim,
+            cond_dim=128,
+            n_blocks=self.blocks,
+            n_heads=max(1, self.dim // 64),
+            dropout=0.0,
+            process=process,
+        )
+        torch.manual_seed(0)
+        model = DiffusionLM(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(std=0.02)
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a case runs.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32``, or ``bfloat16`` for autocast on CUDA.
+        threads: of the CPU.
+        compile: whether the backbone is compiled.
+    """
+
+    device: str
+    dtype: str = "float32"
+    threads: int = 1
+    compile: bool = False
+
+    def apply(self) -> None:
+        """Make this process run like that."""
+        torch.set_num_threads(self.threads)
+
+    def place(self, model: DiffusionLM) -> DiffusionLM:
+        """A model on the device, compiled if asked for."""
+        model = model.to(self.device)
+        if self.compile:
+            model.compile_backbone()
+        return model
+
+    def precision(self) -> Any:
+        """The context in which networks are called."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, dtype=getattr(torch, self.dtype))
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class SamplerCase:
+    """Sampling, against as many bare backbone passes and against the plain sampler.
+
+    Attributes:
+        network: sizes.
+        batch: sequences at a time.
+        length: of each.
+        steps: of the sampler.
+        repeats: of everything but the plain sampler.
+        plain_repeats: of that; 0 leaves it out.
+    """
+
+    network: Network
+    batch: int = 1
+    length: int = 1024
+    steps: int = 16
+    repeats: int = 3
+    plain_repeats: int = 1
+
+    def run(self, setting: Setting) -> Record:
+        model = setting.place(self.network.build(self.length))
+        shape = (self.batch, self.length)
+        tokens = torch.randint(0, self.network.vocab, shape, device=setting.device)
+        sigma = torch.ones(self.batch, device=setting.device)
+
+        @torch.no_grad()
+        def backbone() -> None:
+            for _ in range(self.steps):
+                model.features(tokens, sigma)
+
+        def lean() -> None:
+            idlm.generate(model, self.batch, self.length, self.steps, seed=0, batch_size=self.batch)
+
+        def plain() -> None:
+            plain_sample(model, self.batch, self.length, self.steps, seed=0)
+
+        with setting.precision():
+            # warm-up: kernels are chosen, memory is mapped
+            with torch.no_grad():
+                model.features(tokens, sigma)
+            idlm.generate(model, self.batch, self.length, 2, seed=0, batch_size=self.batch)
+            works: list[tuple[Work, int]] = [
+                (backbone, self.repeats),
+                (lean, self.repeats),
+                (plain, self.plain_repeats),
+            ]
+            floor, ours, theirs = take_turns(works, setting)
+        out: Record = {
+            "case": "sampler",
+            **_sizes(self),
+            "backbone_seconds": statistics.median(floor),
+            "lean_seconds": statistics.median(ours),
+            "over_backbone": median_ratio(ours, floor),
+            "tokens_per_second": self.batch * self.length / statistics.median(ours),
+        }
+        if theirs:
+            out["plain_seconds"] = statistics.median(theirs)
+            out["plain_over_lean"] = out["plain_seconds"] / out["lean_seconds"]
+        return out
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """A fake update and a student update, without optimisers, lean and plain.
+
+    Attributes:
+        network: sizes.
+        objective: a name of :data:`OBJECTIVES`.
+        batch: sequences.
+        length: of each.
+        repeats: of both.
+        plain: whether the plain losses are run, too. Those of the uniform process are the lean ones
+            in a single chunk.
+    """
+
+    network: Network
+    objective: str = "idlm"
+    batch: int = 4
+    length: int = 256
+    repeats: int = 3
+    plain: bool = True
+
+    def run(self, setting: Setting) -> Record:
+        update, networks = self._updates(setting)
+        works: list[tuple[Work, int]] = [(lambda: update(False), self.repeats)]
+        if self.plain:
+            works.append((lambda: update(True), self.repeats))
+        for work, _ in works:
+            work()
+        times = take_turns(works, setting)
+        weights = [weight for network in networks if network for weight in network.parameters()]
+        out: Record = {
+            "case": "losses",
+            "objective": self.objective,
+            **_sizes(self),
+            "lean_seconds": statistics.median(times[0]),
+            "tokens_per_second": 2 * self.batch * self.length / statistics.median(times[0]),
+            "weights_bytes": sum(weight.nbytes for weight in weights),
+            "gradient_bytes": sum(weight.nbytes for weight in networks.student.parameters()),
+        }
+        if self.plain:
+            out["plain_seconds"] = statistics.median(times[1])
+            out["plain_over_lean"] = median_ratio(times[1], times[0])
+        return out
+
+    def memory(self, setting: Setting, plain: bool) -> int | None:
+        """Bytes at the peak of both updates over the weights; None where that is not known."""
+        update, _ = self._updates(setting)
+        return peak(lambda: update(plain), setting)
+
+    def _updates(self, setting: Setting) -> tuple[Callable[[bool], None], Networks]:
+        uniform = self.objective.endswith("-uniform")
+        teacher = self.network.build(self.length, "uniform" if uniform else "absorbing")
+        teacher.requires_grad_(False)
+        student = teacher.with_latent(latent_global=64, latent_position=64).requires_grad_(True)
+        objective = OBJECTIVES[self.objective]()
+        fake = objective.make_auxiliary(teacher, student).requires_grad_(True)
+        networks = Networks(*(setting.place(model) for model in (teacher, student, fake)))
+        shape = (self.batch, self.length)
+        tokens = torch.randint(0, self.network.vocab - 1, shape, device=setting.device)
+        draw = Draw(torch.arange(self.batch, device=setting.device), self.batch, 0, 0)
+
+        def update(plain: bool) -> None:
+            losses = [objective.auxiliary_loss, objective.student_loss]
+            if plain and not uniform:
+                losses = [partial(plain_auxiliary_loss, objective)]
+                losses += [partial(plain_student_loss, objective)]
+            with _in_one_chunk() if plain and uniform else nullcontext():
+                for loss, network in zip(losses, (fake, student), strict=True):
+                    with setting.precision():
+                        result: LossSum = loss(networks, tokens, draw)
+                    result.mean.backward()
+                    network.zero_grad()
+
+        return update, networks
+
+
+@contextmanager
+def _in_one_chunk() -> Iterator[None]:
+    """All positions at once, and nothing computed again."""
+    kept = chunks.NUMBERS, chunks.checkpoint
+    chunks.NUMBERS, chunks.checkpoint = 2**62, lambda fn, *tables, **_: fn(*tables)
+    try:
+        yield
+    finally:
+        chunks.NUMBERS, chunks.checkpoint = kept
+
+
+@dataclass(frozen=True)
+class GrowthCase:
+    """How a cost grows with one size, the others fixed.
+
+    Attributes:
+        case: with the smallest size.
+        size: the attribute that grows; ``vocab`` is the network's.
+        factors: what the smallest is multiplied by.
+    """
+
+    case: SamplerCase | LossCase
+    size: str
+    factors: tuple[int, ...] = (1, 2, 4)
+
+    def grown(self) -> list[tuple[int, SamplerCase | LossCase]]:
+        """Sizes, and the case with each."""
+        if self.size == "vocab":
+            first = self.case.network.vocab
+            sizes = [first * factor for factor in self.factors]
+            networks = [replace(self.case.network, vocab=size) for size in sizes]
+            return [
+                (size, replace(self.case, network=network))
+                for size, network in zip(sizes, networks, strict=True)
+            ]
+        sizes = [getattr(self.case, self.size) * factor for factor in self.factors]
+        changes: list[dict[str, Any]] = [{self.size: size} for size in sizes]
+        return [
+            (size, replace(self.case, **change))
+            for size, change in zip(sizes, changes, strict=True)
+        ]
+
+
+def growth_record(case: GrowthCase, found: list[Record]) -> Record:
+    """Costs against a size, and the exponent of the power law through them.
+
+    Args:
+        case: what was grown.
+        found: a record of each size, in its order.
+    """
+    sizes = [size for size, _ in case.grown()]
+    kind = found[0]["case"]
+    keep = ("network", "vocab_size", "batch", "length", "steps", "objective")
+    names = {"vocab": "vocab_size"}
+    out: Record = {
+        "case": "growth",
+        "of": kind,
+        "against": names.get(case.size, case.size),
+        **{k: found[0][k] for k in keep if k in found[0] and k != names.get(case.size, case.size)},
+        "sizes": sizes,
+    }
+    for cost in ("lean_seconds", "backbone_seconds", "beyond_bytes"):
+        values: list[Any] = [record.get(cost) for record in found]
+        if all(values):
+            out[cost] = values
+            out[f"{cost}_exponent"] = exponent(sizes, values)
+    return out
+
+
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """p of the least-squares fit of cost = c size^p."""
+    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    return statistics.linear_regression(x, y).slope
+
+
+def startup(arguments: list[str], repeats: int) -> Record:
+    """Seconds of a command that answers at once, in new processes."""
+    command = [sys.executable, "-m", "idlm.cli.main", *arguments]
+    seconds, code = [], 0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        code = subprocess.run(command, capture_output=True, check=False).returncode
+        seconds.append(time.perf_counter() - started)
+    return {
+        "case": "startup",
+        "command": " ".join(["idlm", *arguments]),
+        "exit_code": code,
+        "seconds": statistics.median(seconds),
+        "repeats": repeats,
+    }
+
+
+def take_turns(works: list[tuple[Work, int]], setting: Setting) -> list[list[float]]:
+    """Seconds of every repeat of every work; in a round each that has repeats left runs once."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for number in range(max(repeats for _, repeats in works)):
+        for (work, repeats), found in zip(works, seconds, strict=True):
+            if number < repeats:
+                setting.wait()
+                started = time.perf_counter()
+                work()
+                setting.wait()
+                found.append(time.perf_counter() - started)
+    return seconds
+
+
+def median_ratio(above: list[float], below: list[float]) -> float:
+    """Median over rounds of the ratio of two works that took turns."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=False))
+
+
+def peak(work: Work, setting: Setting) -> int | None:
+    """Bytes at the peak of some work over what is there before; call it in a fresh process.
+
+    Returns:
+        By CUDA's allocator, or of the process, which Linux alone can tell: None elsewhere.
+    """
+    gc.collect()
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not (status.exists() and reset.exists()):
+        return None
+    try:
+        reset.write_text("5")  # forget the peak so far
+    except OSError:  # in a sandbox
+        return None
+    before = _kibibytes(status, "VmRSS")
+    work()
+    return 1024 * (_kibibytes(status, "VmHWM") - before)
+
+
+def _kibibytes(status: Path, name: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1])
+
+
+def _sizes(case: SamplerCase | LossCase) -> Record:
+    sizes = {k: v for k, v in asdict(case).items() if k in ("batch", "length", "steps", "repeats")}
+    return {"network": case.network.name, "vocab_size": case.network.vocab, **sizes}
