@@ -26,6 +26,7 @@ _COMMANDS = (
     ("generate", "--steps", "x"),
     ("evaluate", "--help"),
     ("bench", "speed", "--help"),
+    ("fit", "--config", "nowhere.yaml"),
 )
 _KEYS = {"case": str, "device": str}
 _IDENTITY = (

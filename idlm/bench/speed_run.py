@@ -132,6 +132,7 @@ class SamplerCase:
     plain_repeats: int = 1
 
     def run(self, setting: Setting) -> Record:
+        """Seconds of all three, and their ratios."""
         model = setting.place(self.network.build(self.length))
         shape = (self.batch, self.length)
         tokens = torch.randint(0, self.network.vocab, shape, device=setting.device)
@@ -195,6 +196,7 @@ class LossCase:
     plain: bool = True
 
     def run(self, setting: Setting) -> Record:
+        """Seconds of a pair of updates, and the ratio of plain to lean."""
         update, networks = self._updates(setting)
         works: list[tuple[Work, int]] = [(lambda: update(False), self.repeats)]
         if self.plain:

@@ -18,6 +18,7 @@ import sys
 import traceback
 from typing import NoReturn
 
+from idlm.cli import early
 from idlm.errors import UserError
 
 # name: (module with ``run(argv)``, help line). The first three share LightningCLI, which wants
@@ -112,6 +113,8 @@ def _dispatch(arguments: list[str]) -> None:
         return
     if name not in COMMANDS:
         raise UserError(_unknown(name))
+    if name in LIGHTNING_SUBCOMMANDS:
+        early.check(name, rest)
     module, _ = COMMANDS[name]
     run = importlib.import_module(module).run
     run([name, *rest] if name in LIGHTNING_SUBCOMMANDS else rest)

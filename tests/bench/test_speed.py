@@ -65,7 +65,7 @@ def test_all_cases_are_written_and_shown(
         "sampler": 1,
         "losses": 2,
         "growth": 7,
-        "startup": 6,
+        "startup": 7,
     }
     sampler, loss = records[kinds.index("sampler")], records[kinds.index("losses")]
     assert sampler["over_backbone"] > 0

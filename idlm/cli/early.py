@@ -1,0 +1,45 @@
+"""What is wrong with a ``fit`` line at first sight, said before Lightning takes seconds to load."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from idlm.errors import UserError
+
+# the first parts of LightningCLI's options; the tests compare them with its parser's
+ROOTS = (
+    *("help", "config", "print_config", "seed_everything", "trainer", "model", "data"),
+    *("optimizer", "lr_scheduler", "ckpt_path", "verbose", "weights_only"),
+)
+
+
+def check(command: str, arguments: list[str]) -> None:
+    """Refuse a configuration file that is not there, and options that nothing can begin.
+
+    Args:
+        command: ``fit``, ``validate`` or ``test``, for the message.
+        arguments: what follows it.
+
+    Raises:
+        UserError: for the first of them. Everything else is LightningCLI's to judge.
+    """
+    for number, argument in enumerate(arguments):
+        name, sign, value = argument.partition("=")
+        if name in ("-c", "--config"):
+            path = value if sign else "".join(arguments[number + 1 : number + 2])
+            if path and "\n" not in path and ":" not in path and not Path(path).is_file():
+                what = "a folder" if Path(path).is_dir() else "where there is no file"
+                raise UserError(
+                    f"--config is {path}, {what}; name a YAML file, for instance "
+                    "configs/owt_16step.yaml"
+                )
+        elif name.startswith("--"):
+            root = name[2:].split(".")[0].rstrip("+")
+            # argparse takes the beginning of a name for the name
+            if root and not any(known.startswith(root) for known in ROOTS):
+                close = difflib.get_close_matches(root, ROOTS, n=1)
+                hint = f"did you mean --{close[0]}?" if close else "there is no such option"
+                raise UserError(
+                    f"--{root} begins no option; {hint}; `idlm {command} --help` lists them"
+                )

@@ -1,0 +1,67 @@
+"""Early refusals agree with LightningCLI about what exists, and come before it is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from idlm.cli.early import ROOTS, check
+from idlm.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--config", "nowhere.yaml"), "--config is nowhere.yaml, where there is no file"),
+        (("--config=nowhere.yaml",), "--config is nowhere.yaml, where there is no file"),
+        (("-c", "nowhere.yaml"), "--config is nowhere.yaml, where there is no file"),
+        (("--config", "."), r"--config is \., a folder; name a YAML file"),
+        (("--modle.lr=3",), "--modle begins no option; did you mean --model"),
+        (("--xyzzy",), "--xyzzy begins no option; there is no such option"),
+    ],
+)
+def test_what_is_wrong_at_first_sight_is_refused(arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check("fit", list(arguments))
+
+
+def test_what_lightning_takes_is_let_through(tmp_path: Path) -> None:
+    there = tmp_path / "a.yaml"
+    there.touch()
+    for arguments in (
+        ["--config", str(there), "--trainer.max_steps", "-1", "--print_config"],
+        ["--config", "https://example.org/a.yaml"],
+        ["--conf", "abbreviated.yaml", "--traine.max_steps", "3"],  # Lightning's to judge
+        ["--trainer.callbacks+", "X", "--model.init_args.lr=3", "--data", "--config"],
+        ["-h", "", "--", "word"],
+    ):
+        check("fit", arguments)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_options_are_those_of_the_parser(command: str) -> None:
+    """A new Lightning with another option shows here, not at a user's."""
+    run = subprocess.run(
+        [sys.executable, "-m", "idlm.cli.main", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = run.stdout.replace(",", " ").replace("[", " ").replace("=", " ").split()
+    options = {word[2:].split(".")[0].rstrip("+") for word in words if word.startswith("--")}
+    assert options - {""} <= set(ROOTS)
+    assert {"trainer", "model", "data", "config", "ckpt_path"} <= options
+
+
+def test_lightning_is_not_loaded_for_them() -> None:
+    code = (
+        "import sys; from idlm.cli.main import main\n"
+        "try: main(['fit', '--config', 'nowhere.yaml'])\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["2", "False"]
+    assert run.stderr.count("\n") == 1
