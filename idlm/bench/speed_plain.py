@@ -45,7 +45,8 @@ def plain_sample(model: DiffusionLM, count: int, length: int, steps: int, *, see
         stays = 1.0 - float(process.reveal_probability(grid[i + 1], grid[i]))
         law = process.log_probs(logits.double(), z).exp() * (1.0 - stays)
         law[..., process.mask_id] = stays
-        race = torch.empty_like(law).exponential_(generator=generator)
+        uniform = torch.rand(law.shape, dtype=law.dtype, device=law.device, generator=generator)
+        race = 1e-10 - (uniform + 1e-10).log()  # exponential, with the published guards
         z = torch.where(z == process.mask_id, (law / race).argmax(-1), z)
     return z
 

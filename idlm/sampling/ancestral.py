@@ -90,19 +90,23 @@ def _absorbing(model: DiffusionLM) -> Absorbing:
     return model.process
 
 
-def _predictions(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
-    """log p(x0) of features ``[R, D]`` in float64, some rows at a time, ``[r, V]``."""
+def _logits(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
+    """Logits of x0 at features ``[R, D]``, those of the mask -inf, some rows at a time, ``[r, V]``.
+
+    A prediction at a masked position is their softmax, by SUBS.
+    """
     process = _absorbing(model)
     for part in features.split(max(1, ENTRIES // process.vocab_size)):
-        log_p = process.clean_log_probs(model.head(part).double())
-        # SUBS leaves a finite -1e6, which a huge temperature would flatten
-        log_p[:, process.mask_id] = -torch.inf
-        yield log_p
+        logits = model.head(part)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits[:, process.mask_id] = -torch.inf
+        yield logits
 
 
 def _certainty(model: DiffusionLM, hidden: Tensor, masked: Tensor, order: str) -> Tensor:
     """How sure the prediction is at each masked position, float64 ``[B, L]``, in whole steps."""
-    found = [rank(order, p.exp(), model.dtype) for p in _predictions(model, hidden[masked])]
+    laws = (torch.softmax(logits.double(), -1) for logits in _logits(model, hidden[masked]))
+    found = [rank(order, law, model.dtype) for law in laws]
     certainty = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     return certainty.masked_scatter(masked, torch.cat(found))
 
@@ -111,12 +115,15 @@ def _draw(
     model: DiffusionLM, features: Tensor, noise: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor | None]:
     """Tokens ``[R]`` at features ``[R, D]``, and what they were drawn from, if asked for."""
+    changed = settings.temperature != 1.0 or settings.top_p < 1.0
     drawn, kept, start = [], [], 0
-    for log_p in _predictions(model, features):
-        log_p = nucleus(temper(log_p, settings.temperature), settings.top_p)
-        end = start + len(log_p)
-        drawn.append(draw(log_p, noise[start:end]))
+    for weights in _logits(model, features):
+        if changed or settings.probabilities:  # a draw alone needs no normalised weights
+            log_p = torch.log_softmax(weights.double(), -1)
+            weights = nucleus(temper(log_p, settings.temperature), settings.top_p)
+        end = start + len(weights)
+        drawn.append(draw(weights, noise[start:end]))
         start = end
         if settings.probabilities:
-            kept.append(log_p.exp())
+            kept.append(weights.exp())
     return torch.cat(drawn), torch.cat(kept) if kept else None

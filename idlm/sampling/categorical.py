@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _BRANCHES = 12  # about: enough for few levels, and few boundaries on each
@@ -32,12 +31,14 @@ def draw(log_probs: Tensor, noise: Tensor) -> Tensor:
     Returns:
         int64 ``[...]``; a token of zero weight is never drawn.
     """
-    wide = log_probs.double()
-    weights = torch.exp(wide - wide.amax(-1, keepdim=True))
-    size = weights.shape[-1]
+    size = log_probs.shape[-1]
     depth = max(1, round(math.log(size, _BRANCHES)))
     branches = math.ceil(size ** (1 / depth) - 1e-9)  # a whole root must not round up
-    levels = [F.pad(weights, (0, branches**depth - size))]
+    # one table of float64, worked on in place: it is what a draw spends most of its time on
+    leaves = log_probs.new_zeros((*log_probs.shape[:-1], branches**depth), dtype=torch.float64)
+    weights = leaves[..., :size].copy_(log_probs)
+    weights.sub_(log_probs.amax(-1, keepdim=True)).exp_()
+    levels = [leaves]
     for _ in range(depth - 1):  # strided sums: neighbours in memory are of different nodes
         levels.append(levels[-1].unflatten(-1, (branches, -1)).sum(-2))
     node = torch.zeros((*weights.shape[:-1], 1), dtype=torch.int64, device=weights.device)
