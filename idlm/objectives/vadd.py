@@ -8,7 +8,9 @@ r_phi(z | x0, x_t) makes the likelihood tractable, and only in training.
 The paper was not available in full. Unconfirmed there, and chosen here: the KL in closed form
 instead of one sample of log r - log p (the same expectation, less variance); the length of the
 annealing; how z joins the time (own adaLN rows, see :class:`idlm.models.dit.LatentMap`); what
-:class:`~idlm.models.recognition.Recognition` lists. Not in the paper: several latents per sequence.
+:class:`~idlm.models.recognition.Recognition` lists. Not in the paper: several latents per sequence;
+times of at least 0.001, so that the weight is finite. Losses are sums that the caller divides by the
+number of tokens.
 """
 
 from __future__ import annotations
