@@ -43,11 +43,13 @@ def plain_sample(model: DiffusionLM, count: int, length: int, steps: int, *, see
         logits = model.head(model.features(z, sigma, latent))
         # masked at t, a position is x0 at s with chance 1 - stays
         stays = 1.0 - float(process.reveal_probability(grid[i + 1], grid[i]))
-        law = process.log_probs(logits.double(), z).exp() * (1.0 - stays)
+        law = process.clean_log_probs(logits).double().exp_().mul_(1.0 - stays)
         law[..., process.mask_id] = stays
         uniform = torch.rand(law.shape, dtype=law.dtype, device=law.device, generator=generator)
-        race = 1e-10 - (uniform + 1e-10).log()  # exponential, with the published guards
-        z = torch.where(z == process.mask_id, (law / race).argmax(-1), z)
+        race = (
+            uniform.add_(1e-10).log_().neg_().add_(1e-10)
+        )  # exponential, with guards as published
+        z = torch.where(z == process.mask_id, law.div_(race).argmax(-1), z)
     return z
 
 

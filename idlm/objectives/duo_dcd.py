@@ -17,9 +17,8 @@ has it, and neither a table ``[B, L, K]`` nor its argmax.
 Departures from the authors' code: this draw; A(gamma) is exact, where the code looks it up in a
 table that ends at gamma = -1; the range of gamma follows the vocabulary (see
 :mod:`idlm.objectives.gammas`); times are at least 0.001; losses are sums that the caller divides by
-the number of tokens (the
-code's mean); the student's EMA restarts in every round, where the code's goes on. The code's linear
-growth of dt is left out.
+the number of tokens (the code's mean); the student's EMA restarts in every round, where the code's
+goes on. The code's linear growth of dt is left out.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ The paper was not available in full. Unconfirmed there, and chosen here: the KL 
 instead of one sample of log r - log p (the same expectation, less variance); the length of the
 annealing; how z joins the time (own adaLN rows, see :class:`idlm.models.dit.LatentMap`); what
 :class:`~idlm.models.recognition.Recognition` lists. Not in the paper: several latents per sequence;
-times of at least 0.001, so that the weight is finite. Losses are sums that the caller divides by the
-number of tokens.
+times of at least 0.001, so that the weight is finite. Losses are sums that the caller divides by
+the number of tokens.
 """
 
 from __future__ import annotations
