@@ -83,12 +83,13 @@ def test_every_command_in_the_table_has_a_module(name):
     assert line
 
 
-def test_fit_validate_and_test_reach_lightning_with_their_own_name_first(command):
-    seen = []
+def test_fit_validate_and_test_reach_lightning_with_their_own_name_first(command, tmp_path):
+    seen, there = [], tmp_path / "a.yaml"
+    there.touch()
     for name in cli.LIGHTNING_SUBCOMMANDS:
         command(seen.append, name)
-        cli.main([name, "--config", "a.yaml"])
-    assert seen == [[name, "--config", "a.yaml"] for name in cli.LIGHTNING_SUBCOMMANDS]
+        cli.main([name, "--config", str(there)])
+    assert seen == [[name, "--config", str(there)] for name in cli.LIGHTNING_SUBCOMMANDS]
 
 
 def test_other_commands_get_only_their_arguments(command):
