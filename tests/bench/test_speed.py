@@ -176,17 +176,24 @@ def test_growth_changes_one_size(size: str) -> None:
     assert "lean_bytes" not in record  # not measured here
 
 
-@linux_only
-def test_the_peak_is_what_the_work_needs_at_once() -> None:
-    megabytes = 64
+_MEGABYTES = 64
 
+
+def _peak_of_three_tables() -> int | None:
     def work() -> None:
         for _ in range(3):
-            torch.ones(megabytes * 2**18).sum()
+            torch.ones(_MEGABYTES * 2**18).sum()
 
-    found = peak(work, CPU)
-    assert found is not None
-    assert 0.9 * megabytes < found / 2**20 < 1.5 * megabytes
+    return peak(work, CPU)
+
+
+@linux_only
+def test_the_peak_is_what_the_work_needs_at_once() -> None:
+    """In a process that holds no freed memory that the work could take."""
+    found = speed_cli._in_a_process(_peak_of_three_tables)
+    if found is None:
+        pytest.skip("the peak cannot be reset here")
+    assert 0.9 * _MEGABYTES < found / 2**20 < 1.5 * _MEGABYTES
 
 
 @linux_only
