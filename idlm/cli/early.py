@@ -28,8 +28,10 @@ def check(command: str, arguments: list[str]) -> None:
         name, sign, value = argument.partition("=")
         if name in ("-c", "--config"):
             path = value if sign else "".join(arguments[number + 1 : number + 2])
-            if path and "\n" not in path and ":" not in path and not Path(path).is_file():
-                what = "a folder" if Path(path).is_dir() else "where there is no file"
+            # text with a colon is YAML itself or an address
+            place = Path(path).expanduser()
+            if path and "\n" not in path and ":" not in path and not place.is_file():
+                what = "a folder" if place.is_dir() else "where there is no file"
                 raise UserError(
                     f"--config is {path}, {what}; name a YAML file, for instance "
                     "configs/owt_16step.yaml"

@@ -217,7 +217,7 @@ class DistillationObjective(ABC):
 
         Only an alternating method has one.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no auxiliary updates")
+        raise RuntimeError(f"{type(self).__name__} has no auxiliary updates")
 
     @abstractmethod
     def student_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:

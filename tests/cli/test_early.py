@@ -28,11 +28,15 @@ def test_what_is_wrong_at_first_sight_is_refused(arguments: tuple[str, ...], sen
         check("fit", list(arguments))
 
 
-def test_what_lightning_takes_is_let_through(tmp_path: Path) -> None:
+def test_what_lightning_takes_is_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     there = tmp_path / "a.yaml"
     there.touch()
     for arguments in (
         ["--config", str(there), "--trainer.max_steps", "-1", "--print_config"],
+        ["--config=~/a.yaml"],  # which no shell expands
         ["--config", "https://example.org/a.yaml"],
         ["--conf", "abbreviated.yaml", "--traine.max_steps", "3"],  # Lightning's to judge
         ["--trainer.callbacks+", "X", "--model.init_args.lr=3", "--data", "--config"],

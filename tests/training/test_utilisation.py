@@ -38,6 +38,7 @@ def test_only_the_first_update_of_a_kind_is_counted() -> None:
         ("NVIDIA H200", "32-true", 67e12),
         ("NVIDIA H100 PCIe", "bf16-mixed", 756e12),
         ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989e12),
+        ("NVIDIA H100 NVL", "bf16-mixed", 835e12),
         ("NVIDIA A100-SXM4-80GB", "32-true", 19.5e12),
         ("NVIDIA H200", "64-true", None),
         ("NVIDIA GeForce MX150", "bf16-mixed", None),
