@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # what a record must have to be shown
 _KEYS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "method", "process"), str),
-    **dict.fromkeys(("latent", "seed", "steps", "samples"), int),
+    **dict.fromkeys(("latent", "seed", "steps", "samples", "updates"), int),
     **dict.fromkeys(("tv", "js", "floor_tv", "floor_js", "train_seconds"), (int, float)),
     **dict.fromkeys(("plan", "settings"), dict),
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from idlm.bench import shared
 from idlm.bench.shared import rounds
-from idlm.bench.toy_networks import TinyIDLM, TinyVADD
+from idlm.bench.toy_networks import TinyDMMD, TinyIDLM, TinyVADD
 from idlm.errors import UserError
 from idlm.objectives.base import DistillationObjective
 from idlm.objectives.di4c import Di4C
@@ -44,6 +44,8 @@ class Method:
         ablation: student updates without a latent, where ``--method all`` runs that, too; 0 for
             methods that are defined with one or without one only. Behind masks few are enough:
             a product of marginals starts at its best.
+        slower: of a run that is n times longer, learning rates are n ** -``slower`` of the usual
+            ones.
         settings: of the distillation module, where they differ from :data:`SETTINGS`.
     """
 
@@ -54,6 +56,7 @@ class Method:
     latent: int = 16
     latent_init: float = 10.0
     ablation: int = 0
+    slower: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +64,9 @@ class Method:
 # which direction to listen, and it leaves that saddle late or never.
 SETTINGS: dict[str, Any] = {**shared.SETTINGS, "lr": 4e-3, "ema_decay": 0.98}
 _TWO_SCALES = {"fake_lr": 1e-2}
+# gradient norms have outliers, and one is enough to lose what was learnt
+_CLIPPED = {"clip": 0.05}
+_RATES = ("lr", "fake_lr")
 
 METHODS: dict[str, Method] = {
     "idlm": Method(
@@ -70,16 +76,17 @@ METHODS: dict[str, Method] = {
         batch=1024,
         latent_init=6.0,
         ablation=100,
-        # gradient norms have outliers, and one is enough to lose what was learnt
-        settings={"warmup": 60, "clip": 0.05, **_TWO_SCALES},
+        # with its usual rates a long run strays
+        slower=0.5,
+        settings={"warmup": 60, **_CLIPPED, **_TWO_SCALES},
     ),
     "dmmd": Method(
         "absorbing",
-        lambda _: DMMD(target_steps=1, weighting="flat"),
+        lambda _: TinyDMMD(target_steps=2, weighting="flat", fake_sees="input_masks"),
         updates=300,
         batch=512,
         ablation=60,
-        settings=_TWO_SCALES,
+        settings={**_CLIPPED, **_TWO_SCALES},
     ),
     "instant": Method(
         "absorbing",
@@ -87,6 +94,7 @@ METHODS: dict[str, Method] = {
         updates=220,
         batch=512,
         ablation=60,
+        settings=_CLIPPED,
     ),
     "vadd": Method(
         "absorbing",
@@ -111,7 +119,7 @@ METHODS: dict[str, Method] = {
         lambda _: DMMD(target_steps=1, weighting="flat"),
         updates=250,
         ablation=250,
-        settings=_TWO_SCALES,
+        settings={**_CLIPPED, **_TWO_SCALES},
     ),
     "instant-uniform": Method(
         "uniform",
@@ -172,9 +180,17 @@ def find(name: str) -> Method:
     return METHODS[name]
 
 
-def settings_of(method: Method, latent: int) -> dict[str, Any]:
-    """Arguments of the distillation module, the latent's among them."""
+def settings_of(method: Method, latent: int, longer: float = 1.0) -> dict[str, Any]:
+    """Arguments of the distillation module, the latent's among them.
+
+    Args:
+        method: has settings of its own.
+        latent: size of the student's latent vector, 0 for none.
+        longer: how many times the method's updates are made. Rates are never raised for fewer.
+    """
     settings = {**SETTINGS, **method.settings}
+    factor = max(1.0, longer) ** -method.slower
+    settings.update({name: settings[name] * factor for name in _RATES if name in settings})
     if method.process == "gaussian":
         return settings  # its state is the noise
     return {

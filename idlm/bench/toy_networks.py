@@ -19,6 +19,7 @@ from idlm.models import DiffusionConfig, DiffusionLM
 from idlm.models.dit import DiT, Latent
 from idlm.models.recognition import Posterior
 from idlm.objectives.base import Draw
+from idlm.objectives.dmmd import DMMD
 from idlm.objectives.idlm import IDLM
 from idlm.objectives.vadd import VADD
 from idlm.random import Stream
@@ -173,15 +174,28 @@ class TinyFake(TinyLM):
     latent_shared = False
 
 
+def _hearing(made: nn.Module | None) -> nn.Module:
+    """A fake model to which what enters as a latent does so in full."""
+    made = cast(TinyLM, made)
+    fake = TinyFake(made.config)
+    fake.load_state_dict(made.state_dict())
+    return fake.train(made.training)
+
+
 class TinyIDLM(IDLM):
-    """IDLM whose fake model is told the input's time at a last masked position, too."""
+    """IDLM whose fake model is told of the input at a last masked position, too."""
 
     def make_auxiliary(self, teacher: DiffusionLM, student: DiffusionLM) -> nn.Module | None:
         """As IDLM's; what enters as a latent does so in full."""
-        made = cast(TinyLM, super().make_auxiliary(teacher, student))
-        fake = TinyFake(made.config)
-        fake.load_state_dict(made.state_dict())
-        return fake.train(made.training)
+        return _hearing(super().make_auxiliary(teacher, student))
+
+
+class TinyDMMD(DMMD):
+    """D-MMD whose fake model is told of the input at a last masked position, too."""
+
+    def make_auxiliary(self, teacher: DiffusionLM, student: DiffusionLM) -> nn.Module | None:
+        """As D-MMD's; what enters as a latent does so in full."""
+        return _hearing(super().make_auxiliary(teacher, student))
 
 
 class TinyVADD(VADD):

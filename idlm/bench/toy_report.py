@@ -27,6 +27,7 @@ class Row:
         far: mean distance from the truth for each number of steps.
         spread: its standard deviation over seeds, None for a single one.
         floor: what samples of the truth have.
+        updates: of the student, or of the teacher in its place.
         seconds: mean length of the training.
         digits: behind the point of a distance.
     """
@@ -35,6 +36,7 @@ class Row:
     far: dict[int, float]
     spread: dict[int, float | None]
     floor: float
+    updates: int
     seconds: float
     digits: int
 
@@ -50,13 +52,15 @@ class Row:
     def values(self) -> list[str]:
         """What stands under :data:`COLUMNS`."""
         steps = [self.at(steps) for steps in TEACHER_STEPS]
-        return [*self.who, *steps, f"{self.floor:.{self.digits}f}", f"{self.seconds:.1f}"]
+        floor = f"{self.floor:.{self.digits}f}"
+        return [*self.who, *steps, floor, str(self.updates), f"{self.seconds:.1f}"]
 
 
 COLUMNS = (
     *_HEADER,
     *(f"{n} step{'s' * (n > 1)}" for n in TEACHER_STEPS),
     "floor",
+    "updates",
     "training s",
 )
 
@@ -88,6 +92,7 @@ def summarise(records: Sequence[Record], measure: Measure = "tv") -> list[Row]:
                     for steps, found in far.items()
                 },
                 floor=group[0][f"floor_{measure}"],
+                updates=group[0]["updates"],
                 seconds=statistics.fmean(record["train_seconds"] for record in group),
                 digits=_DIGITS[measure],
             )
@@ -98,9 +103,11 @@ def summarise(records: Sequence[Record], measure: Measure = "tv") -> list[Row]:
 def departures() -> str:
     """What of the toys' settings is ours and not the papers', for the foot of table and figure."""
     masked: Any = METHODS["idlm"].make(1)
+    matched: Any = METHODS["dmmd"].make(1)
     return (
         f'Masked IDLM is run with fake_sees "{masked.fake_sees}", pure_noise {masked.pure_noise:g} '
-        f"and {masked.weighting} weighting. A masked student's latent enters in proportion to the "
+        f'and {masked.weighting} weighting, masked D-MMD with fake_sees "{matched.fake_sees}" and '
+        f"{matched.weighting} weighting. A masked student's latent enters in proportion to the "
         "other masked positions, a uniform one's in proportion to the noise (Perceptron._share). "
         "All of this is ours, not the papers'."
     )

@@ -128,7 +128,7 @@ def settings_record(cell: Cell, plan: Plan) -> Record:
     if cell.method == TEACHER:
         return teacher
     method, updates = find(cell.method), plan.student_updates(cell.method, cell.latent)
-    settings = module_settings(method, latent=cell.latent, updates=updates)
+    settings = module_settings(method, latent=cell.latent, updates=updates, longer=plan.longer)
     return {**student_record(method.make(updates), settings), "teacher": teacher}
 
 
@@ -231,6 +231,7 @@ def run_cell(cell: Cell, plan: Plan, teachers: Teachers) -> Outcome:
             latent=cell.latent,
             updates=updates,
             seed=cell.seed,
+            longer=plan.longer,
         )
     floors, settings = _floors(cell.dataset, plan.bins, plan.samples), settings_record(cell, plan)
     records, first = [], None

@@ -136,17 +136,24 @@ def check_latent(method: Method, latent: int) -> None:
     make_networks(method.make(1), network, latent=sizes)
 
 
-def module_settings(method: Method, *, latent: int, updates: int) -> dict[str, Any]:
-    """Arguments of the distillation module, but for the seed."""
+def module_settings(method: Method, *, latent: int, updates: int, longer: float) -> dict[str, Any]:
+    """Arguments of the distillation module, but for the seed; as those of :func:`distil`."""
     return {
         "max_student_updates": updates,
         "micro_batch_size": method.batch,
-        **settings_of(method, latent),
+        **settings_of(method, latent, longer),
     }
 
 
 def distil(
-    toy: Toy, method: Method, teacher: Any, *, latent: int, updates: int, seed: int
+    toy: Toy,
+    method: Method,
+    teacher: Any,
+    *,
+    latent: int,
+    updates: int,
+    seed: int,
+    longer: float = 1.0,
 ) -> tuple[Any, float]:
     """Train a student.
 
@@ -157,6 +164,7 @@ def distil(
         latent: size of the student's latent vector, 0 for none.
         updates: of the student.
         seed: of the training.
+        longer: how many times the usual updates that is; some methods are then slower in each.
 
     Returns:
         Its averaged weights, in eval mode, and the seconds the training took.
@@ -168,7 +176,7 @@ def distil(
         teacher,
         method.make(updates),
         seed=_key(seed, _DISTIL),
-        **module_settings(method, latent=latent, updates=updates),
+        **module_settings(method, latent=latent, updates=updates, longer=longer),
     )
     module.draw_type = FastDraw
     continuous = method.process == "gaussian"

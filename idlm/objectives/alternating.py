@@ -8,8 +8,8 @@ Two published methods are settings of one objective (names as in methods C and E
 state z that is scored  fresh: z ~ q(z_t | x)     posterior: z ~ q(z_s | x, z_t)
 fake model's target     student                   student + anchor * teacher
 times                   two draws over [0, 1]     s ~ U, t = min(1, s + U(0, 1/k))
-fake model sees         z; or the input's time,   z
-                        too (``fake_sees``, ours)
+fake model sees         z; or the input's time or share of masks, too
+                        (``fake_sees``, ours)
 pure noise as input     hardly ever; or a share   a share of 1 / (2 k)
                         (``pure_noise``, ours)
 =====================  =========================  ================================
@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,9 @@ from idlm.processes import Absorbing, Process
 
 Renoise = Literal["fresh", "posterior"]
 Weighting = Literal["nelbo", "flat"]
-FakeSees = Literal["state", "input_time"]
+FakeSees = Literal["state", "input_time", "input_masks"]
 
-# cosines that tell a fake model the time of the student's input
+# cosines that tell a fake model what the student's input was
 _WAVES = 8
 
 
@@ -79,10 +79,12 @@ class AlternatingDistillation(DistillationObjective):
             batch; ``tied`` reproduces the published code (``fresh`` only; methods C.7.2).
         weighting: ``nelbo`` weighs a state by -alpha'/(1-alpha), ``flat`` by 1.
         fake_sees: ``state`` as in both papers; ``input_time`` also tells the fake model the time
-            t_in of the student's input (``fresh`` only). Without it the fake model learns what the
-            student writes at all times together, and errors at one that cancel errors at another
-            cost nothing: a student of few steps drifts. With it the loss is a mixture over t_in of
-            what it is for one.
+            of the student's input, ``input_masks`` the share of its positions that were masked
+            (absorbing process only), which is all that a masked network reads of the time. Without
+            either the fake model learns what the student writes from all inputs together, and
+            errors at one that cancel errors at another cost nothing: a student of few steps, whose
+            inputs and states are far apart, drifts. With it the loss is a mixture over inputs of
+            what it is for one kind.
         pure_noise: share of the student's inputs that are pure noise, t_in = 1, where a sampler
             starts (``fresh`` only); the others are uniform. ``posterior`` has a share of
             1 / (2 target_steps) by itself.
@@ -113,7 +115,7 @@ class AlternatingDistillation(DistillationObjective):
             "renoise": (renoise, ("fresh", "posterior")),
             "time_draws": (time_draws, ("independent", "tied")),
             "weighting": (weighting, ("nelbo", "flat")),
-            "fake_sees": (fake_sees, ("state", "input_time")),
+            "fake_sees": (fake_sees, get_args(FakeSees)),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -131,12 +133,11 @@ class AlternatingDistillation(DistillationObjective):
                 "of the input away from those of the state; leave pure_noise at 0, or time_draws "
                 "at 'independent'"
             )
-        given = {"fake_sees": fake_sees != "state", "pure_noise": pure_noise > 0}
-        if renoise != "fresh" and any(given.values()):
-            name = "fake_sees" if given["fake_sees"] else "pure_noise"
+        if renoise != "fresh" and pure_noise > 0:
             raise UserError(
-                f"{name} is given, but renoise is {renoise!r}, whose states stay within "
-                f"1 / target_steps of the input's time; leave {name} out, or choose renoise 'fresh'"
+                f"pure_noise is {pure_noise}, but renoise is {renoise!r}, half of whose inputs are "
+                "pure noise at target_steps 1 and a share of 1 / (2 target_steps) otherwise; leave "
+                "pure_noise out, or choose renoise 'fresh'"
             )
         if not anchor >= 0:
             raise UserError(f"anchor is {anchor}; it is a weight, 0 (IDLM) or more (D-MMD: 1)")
@@ -164,25 +165,25 @@ class AlternatingDistillation(DistillationObjective):
         return matching_times(draw, self.target_steps)
 
     def make_auxiliary(self, teacher: DiffusionLM, student: DiffusionLM) -> nn.Module | None:
-        """A copy of the teacher, with a silent input for the time where it sees that."""
+        """A copy of the teacher, with a silent input for what else it sees."""
         if self.fake_sees == "state":
             return super().make_auxiliary(teacher, student)
         return teacher.with_latent(latent_global=_WAVES, latent_position=0)
 
-    def told(self, model: DiffusionLM, t_in: Tensor) -> Latent | None:
+    def told(self, model: DiffusionLM, input_said: Tensor) -> Latent | None:
         """What a fake model is told beside a state, ``None`` for a teacher.
 
-        The time enters where a generator's latent does: at first without any effect, and also in
-        a network without time conditioning.
+        It enters where a generator's latent does: at first without any effect, and also in a
+        network without time conditioning.
 
         Args:
             model: teacher or fake model.
-            t_in: times of the student's input, ``[B]``.
+            input_said: of the student's input, its times or shares of masks, ``[B]``.
         """
         if self.fake_sees == "state" or not model.has_latent:
             return None
-        waves = torch.arange(1, _WAVES + 1, device=t_in.device)
-        return Latent(torch.cos(math.pi * waves * t_in.unsqueeze(-1)), None)
+        waves = torch.arange(1, _WAVES + 1, device=input_said.device)
+        return Latent(torch.cos(math.pi * waves * input_said.unsqueeze(-1)), None)
 
     def weights(self, process: Process, time: Tensor) -> Tensor:
         """w of a state at each of the times ``[B]``, ``[B]``."""
@@ -201,4 +202,9 @@ class AlternatingDistillation(DistillationObjective):
         """Whether masked positions alone count, or every one, because no state tells its noise."""
         process = networks.student.process
         check_pairing(self, process)
+        if self.fake_sees == "input_masks" and not isinstance(process, Absorbing):
+            raise UserError(
+                f"fake_sees is 'input_masks', but the {process.name} process has no mask; choose "
+                "'input_time' or 'state'"
+            )
         return alternating_masked if isinstance(process, Absorbing) else alternating_uniform

@@ -35,7 +35,8 @@ class Simulation(NamedTuple):
     Attributes:
         hidden: the student's features, ``[B, L, D]``, with gradient.
         asked: positions masked in the student's input, bool ``[B, L]``.
-        t_in: times of that input, ``[B]``.
+        input_said: what a fake model may be told of that input, its time or its share of masked
+            positions, ``[B]``.
         z: re-noised state, int64 ``[B, L]``.
         time: its times, ``[B]``.
         scored: positions masked in ``z``, bool ``[B, L]``.
@@ -44,7 +45,7 @@ class Simulation(NamedTuple):
 
     hidden: Tensor
     asked: Tensor
-    t_in: Tensor
+    input_said: Tensor
     z: Tensor
     time: Tensor
     scored: Tensor
@@ -95,7 +96,8 @@ def simulate(
         z[drawn], spread = in_chunks(
             tokens_of, hidden[drawn], coins[drawn], numbers=process.vocab_size
         )
-    return Simulation(hidden, asked, t_in, z, t_out, scored, spread.sum())
+    input_said = asked.float().mean(1) if objective.fake_sees == "input_masks" else t_in
+    return Simulation(hidden, asked, input_said, z, t_out, scored, spread.sum())
 
 
 def auxiliary_loss(
@@ -164,7 +166,7 @@ def student_loss(
 def _features(objective: AlternatingDistillation, model: DiffusionLM, state: Simulation) -> Tensor:
     """Features of teacher or fake model at the scored positions, ``[S, D]``."""
     sigma = absorbing(model).schedule.sigma(state.time)
-    return model.features(state.z, sigma, objective.told(model, state.t_in))[state.scored]
+    return model.features(state.z, sigma, objective.told(model, state.input_said))[state.scored]
 
 
 def _teacher(objective: AlternatingDistillation, networks: Networks, hidden: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ class IDLM(AlternatingDistillation):
     Args:
         time_draws: ``independent`` as in the paper, ``tied`` as in its code (methods C.7.2).
         weighting: ``nelbo`` as in the paper; ``flat`` has less variance.
-        fake_sees: ``state`` as in the paper; with ``input_time`` a student of few steps drifts
-            less, see :class:`AlternatingDistillation`.
+        fake_sees: ``state`` as in the paper; with ``input_masks`` or ``input_time`` a student of
+            few steps drifts less, see :class:`AlternatingDistillation`.
         pure_noise: share of the student's inputs that are pure noise; 0 as in the paper.
     """
 

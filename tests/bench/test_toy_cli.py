@@ -16,13 +16,13 @@ from idlm.bench import shared, toy_cli, toy_figure, toy_methods, toy_run, toys
 from idlm.bench.toy_figure import _PANEL, _TITLES, Counts, _bands, save_figure, shown
 from idlm.bench.toy_methods import METHODS, TEACHER
 from idlm.bench.toy_report import departures, markdown, summarise
-from idlm.bench.toy_run import QUICK, Cell, Teachers, cells, run_cell, settings_record
+from idlm.bench.toy_run import QUICK, Cell, Plan, Teachers, cells, run_cell, settings_record
 from idlm.cli.bench import run
 from idlm.errors import UserError
 from idlm.objectives import DMMD
 
 REQUIRED = {"dataset", "method", "latent", "steps", "seed", "tv", "js", "floor_tv", "samples"}
-REQUIRED |= {"train_seconds", "floor_js", "plan", "settings"}
+REQUIRED |= {"train_seconds", "updates", "floor_js", "plan", "settings"}
 
 
 @pytest.fixture
@@ -174,6 +174,43 @@ def test_settings_are_those_of_the_training() -> None:
     assert settings_record(teacher, QUICK) == found["teacher"]
 
 
+def test_a_longer_run_is_slower_where_a_method_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "dmmd", replace(METHODS["dmmd"], slower=0.5))
+    usual, longer, shorter = (
+        settings_record(Cell("circles", "dmmd", "absorbing", 4, 0), Plan(longer=factor))
+        for factor in (1.0, 4.0, 0.25)
+    )
+    for rate in ("lr", "fake_lr"):
+        assert longer[rate] == 0.5 * usual[rate]
+        assert shorter[rate] == usual[rate]  # a short run is a trial of the usual one
+    same = {**METHODS["dmmd"].settings, **toy_methods.SETTINGS}.keys() - {"lr", "fake_lr"}
+    assert all(longer[name] == usual[name] for name in same)
+    vadd = Cell("circles", "vadd", "absorbing", 4, 0)
+    assert settings_record(vadd, Plan(longer=4))["lr"] == settings_record(vadd, Plan())["lr"]
+
+
+def test_a_student_is_trained_at_the_rates_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    from idlm.bench import toy_train
+    from idlm.training.distil import DistillationModule
+
+    made: list[dict[str, object]] = []
+    build = DistillationModule.from_networks
+
+    def spied(teacher: Any, *objective: Any, **settings: Any) -> Any:
+        if teacher is not None:  # without one nothing is trained, only asked for its settings
+            made.append(settings)
+        return build(teacher, *objective, **settings)
+
+    monkeypatch.setattr(toy_train.DistillationModule, "from_networks", spied)
+    plan = replace(QUICK, longer=4.0)
+    monkeypatch.setitem(METHODS, "idlm", replace(METHODS["idlm"], updates=1))
+    cell = Cell("circles", "idlm", "absorbing", 4, 0)
+    (record, *_), _ = toy_run.run_cell(cell, plan, toy_run.Teachers())
+    (settings,) = made
+    assert settings["lr"] == record["settings"]["lr"] == 0.5 * toy_methods.SETTINGS["lr"]
+    assert settings["fake_lr"] == record["settings"]["fake_lr"]
+
+
 def test_how_long_is_trained_is_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: list[Cell]
 ) -> None:
@@ -300,6 +337,7 @@ def test_a_panel_without_counts_says_so(tmp_path: Path, ran: list[Cell]) -> None
 def test_what_is_not_the_papers_is_told_with_its_values() -> None:
     told = departures()
     assert 'fake_sees "input_time", pure_noise 0.5 and flat weighting' in told
+    assert 'D-MMD with fake_sees "input_masks" and flat weighting' in told
     assert "Perceptron._share" in told
     assert told in markdown([])
 
@@ -326,7 +364,7 @@ def test_the_whole_table_has_every_pair_that_exists(tmp_path: Path, ran: list[Ce
 
 def test_a_row_of_the_table_is_mean_and_deviation_over_seeds() -> None:
     shared = {"dataset": "circles", "method": "dmmd", "process": "absorbing", "latent": 16}
-    shared |= {"floor_tv": 0.02, "floor_js": 0.0012, "train_seconds": 3.0, "steps": 1}
+    shared |= {"floor_tv": 0.02, "floor_js": 0.0012, "train_seconds": 3.0, "steps": 1, "updates": 7}
     shared["settings"] = {"lr": 0.1}
     (row,) = summarise([{**shared, "seed": s, "tv": tv} for s, tv in enumerate((0.1, 0.2, 0.3))])
     assert row.at(1) == "0.200 ± 0.100"

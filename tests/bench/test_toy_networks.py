@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import idlm
-from idlm.bench.toy_networks import FastDraw, TinyIDLM, TinyLM, TinyRecognition, tiny
+from idlm.bench.toy_networks import FastDraw, TinyDMMD, TinyIDLM, TinyLM, TinyRecognition, tiny
 from idlm.models.dit import Latent
 from idlm.objectives.base import Draw
 from idlm.random import Stream
@@ -51,9 +51,12 @@ def test_the_latent_is_silent_where_one_masked_position_is_left() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_a_fake_model_hears_its_time_at_a_last_masked_position_after_any_copy() -> None:
+@pytest.mark.parametrize("kind", [TinyIDLM, TinyDMMD])
+def test_a_fake_model_hears_what_it_is_told_at_a_last_masked_position_after_any_copy(
+    kind: type[TinyIDLM] | type[TinyDMMD],
+) -> None:
     teacher = tiny(4, 2, "absorbing")
-    objective = TinyIDLM(weighting="flat", fake_sees="input_time")
+    objective = kind(weighting="flat", fake_sees="input_masks")
     made = objective.make_auxiliary(teacher, teacher)
     assert isinstance(made, TinyLM)
     assert made.backbone.latent is not None
