@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from idlm.cli.shared import check_writable
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
+    from idlm.bench.speed_fit import FitCase
     from idlm.bench.speed_run import LossCase, SamplerCase, Setting
 
-_CASES = ("sampler", "losses", "growth", "startup")
+_CASES = ("sampler", "losses", "fit", "growth", "startup")
 # what answers without any work, and what is refused
 _COMMANDS = (
     ("--help",),
@@ -112,6 +114,11 @@ def _measured(
         for growth, setting in chosen.growth:
             found = [_alone(case, setting) for _, case in growth.grown()]
             yield {**growth_record(growth, found), **_conditions(setting), **about}
+    if "fit" in wanted:
+        for fit, setting in chosen.fit:
+            largest = _fitted(fit, setting)
+            if largest is not None:
+                yield {**largest, **_conditions(setting), **about}
     if "startup" in wanted:
         for command in _COMMANDS:
             record = startup(list(command), repeats=1 if quick else 5)
@@ -121,14 +128,45 @@ def _measured(
 def _alone(case: SamplerCase | LossCase, setting: Setting) -> Record:
     """A case's record, and its memory; each measured in a process of its own."""
     record: Record = _in_a_process(_run, case, setting)
-    if record["case"] == "losses":
-        for name in ("lean", "plain") if "plain_seconds" in record else ("lean",):
-            record[f"{name}_bytes"] = _in_a_process(_memory, case, setting, name == "plain")
-        if record["lean_bytes"]:
-            record["beyond_bytes"] = record["lean_bytes"] - record["gradient_bytes"]
-        if record.get("plain_bytes") and record["lean_bytes"]:
-            record["lean_over_plain_bytes"] = record["lean_bytes"] / record["plain_bytes"]
+    both = "plain_seconds" in record
+    if record["case"] == "sampler" and not both:
+        return record  # its memory is that of a case with another batch
+    for name in ("lean", "plain") if both else ("lean",):
+        record[f"{name}_bytes"] = _in_a_process(_memory, case, setting, name == "plain")
+    if record["case"] == "losses" and record["lean_bytes"]:
+        record["beyond_bytes"] = record["lean_bytes"] - record["gradient_bytes"]
+    if record.get("plain_bytes") and record["lean_bytes"]:
+        record["lean_over_plain_bytes"] = record["lean_bytes"] / record["plain_bytes"]
     return record
+
+
+def _fitted(case: FitCase, setting: Setting) -> Record | None:
+    """The largest batches; None where the peaks of the two processes do not tell."""
+    from idlm.bench.speed_fit import fit_record, fits
+
+    small, large = (_in_a_process(_training_bytes, loss, setting) for loss in case.batches())
+    if small is None or large is None:
+        print("fit: left out, this system does not tell the peak of a process", file=sys.stderr)
+        return None
+    try:
+        record = fit_record(case, (small, large))
+    except ValueError as error:
+        print(f"fit: left out, {error}", file=sys.stderr)
+        return None
+    if setting.device == "cuda":  # a promise is one thing
+        record["fits"] = {
+            size: _in_a_process(fits, replace(case.loss, batch=batch), setting, int(size))
+            for size, batch in record["largest_batch"].items()
+            if batch
+        }
+    return record
+
+
+def _training_bytes(case: LossCase, setting: Setting) -> int | None:
+    from idlm.bench.speed_fit import training_bytes
+
+    setting.apply()
+    return training_bytes(case, setting)
 
 
 def _in_a_process(work: Any, *arguments: Any) -> Any:
@@ -144,7 +182,7 @@ def _run(case: SamplerCase | LossCase, setting: Setting) -> Record:
     return case.run(setting)
 
 
-def _memory(case: LossCase, setting: Setting, plain: bool) -> int | None:
+def _memory(case: SamplerCase | LossCase, setting: Setting, plain: bool) -> int | None:
     setting.apply()
     return case.memory(setting, plain)
 

@@ -7,13 +7,17 @@ same law.
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.objectives.alternating_masked import absorbing
+from idlm.objectives.alternating_uniform import draw_posterior, given_state
 from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.processes import Uniform
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
@@ -56,11 +60,16 @@ def plain_sample(model: DiffusionLM, count: int, length: int, steps: int, *, see
 def plain_student_loss(
     objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
 ) -> LossSum:
-    """-w <G, log teacher - log fake> at the masked positions of z, from whole tables."""
-    log_g, z, t_in, time = _simulate(objective, networks.student, tokens, draw)
+    """-w <G, log teacher - log fake> at the masked positions of z, from whole tables.
+
+    On the uniform process at all positions, of :func:`plain_uniform_student_loss`.
+    """
+    if isinstance(networks.student.process, Uniform):
+        return plain_uniform_student_loss(objective, networks, tokens, draw)
+    log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw)
     with torch.no_grad():
         log_teacher, log_fake = (
-            _log_probs(objective, model, z, t_in, time)
+            _log_probs(objective, model, z, input_said, time)
             for model in (networks.teacher, networks.fake)
         )
         gap = objective.sharpening(log_teacher) - log_fake
@@ -70,21 +79,26 @@ def plain_student_loss(
 def plain_auxiliary_loss(
     objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
 ) -> LossSum:
-    """w [ CE(G | fake) + anchor CE(teacher | fake) ] at the same positions, from whole tables."""
+    """w [ CE(G | fake) + anchor CE(teacher | fake) ] at the same positions, from whole tables.
+
+    On the uniform process at all positions, of :func:`plain_uniform_auxiliary_loss`.
+    """
+    if isinstance(networks.student.process, Uniform):
+        return plain_uniform_auxiliary_loss(objective, networks, tokens, draw)
     with torch.no_grad():
-        log_g, z, t_in, time = _simulate(objective, networks.student, tokens, draw)
+        log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw)
         target = log_g.exp()
         if objective.anchor:
-            log_teacher = _log_probs(objective, networks.teacher, z, t_in, time)
+            log_teacher = _log_probs(objective, networks.teacher, z, input_said, time)
             target = target + objective.anchor * objective.sharpening(log_teacher).exp()
-    log_fake = _log_probs(objective, networks.fake, z, t_in, time)
+    log_fake = _log_probs(objective, networks.fake, z, input_said, time)
     return _sum(objective, networks, -(target * log_fake).sum(-1), z, time)
 
 
 def _simulate(
     objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """log G ``[B, L, V]``, the re-noised state, and the times of input and state."""
+    """log G ``[B, L, V]``, the re-noised state, what a fake model is told, and the state's time."""
     process, length = absorbing(student), tokens.shape[1]
     t_in, t_out = objective.times(draw)
     z_in = process.corrupt(tokens, t_in, draw.uniform(length, stream=Stream.CORRUPT))
@@ -99,14 +113,19 @@ def _simulate(
         else:
             shown = noise < process.reveal_probability(t_out, t_in).unsqueeze(-1)
             z = torch.where((z_in == process.mask_id) & ~shown, process.mask_id, x)
-    return log_g, z, t_in, t_out
+    masks = (z_in == process.mask_id).float().mean(1)
+    return log_g, z, masks if objective.fake_sees == "input_masks" else t_in, t_out
 
 
 def _log_probs(
-    objective: AlternatingDistillation, model: DiffusionLM, z: Tensor, t_in: Tensor, time: Tensor
+    objective: AlternatingDistillation,
+    model: DiffusionLM,
+    z: Tensor,
+    input_said: Tensor,
+    time: Tensor,
 ) -> Tensor:
     process = absorbing(model)
-    logits = model(z, process.schedule.sigma(time), objective.told(model, t_in)).logits
+    logits = model(z, process.schedule.sigma(time), objective.told(model, input_said)).logits
     return process.log_probs(logits, z)
 
 
@@ -117,3 +136,76 @@ def _sum(
     weight = objective.weights(process, time).unsqueeze(-1)
     masked = z == process.mask_id
     return LossSum(torch.where(masked, weight * rows, 0.0).sum(), z.numel())
+
+
+def plain_uniform_student_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """-w <G, log teacher - log fake> at all positions, each law given its own state, too."""
+    state = _simulate_uniform(objective, networks.student, tokens, draw)
+    with torch.no_grad():
+        gap = _given(objective, networks.teacher, state, sharp=True)
+        gap = gap - _given(objective, networks.fake, state)
+    weight = objective.weights(networks.student.process, state.time).unsqueeze(-1)
+    return LossSum(-(weight * (state.log_g.exp() * gap).sum(-1)).sum(), tokens.numel())
+
+
+def plain_uniform_auxiliary_loss(
+    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """w [ CE(x | fake) + anchor CE(teacher | fake) ] at all positions, x the drawn token."""
+    with torch.no_grad():
+        state = _simulate_uniform(objective, networks.student, tokens, draw)
+        target = torch.nn.functional.one_hot(state.x, state.log_g.shape[-1]).to(state.log_g.dtype)
+        if objective.anchor:
+            teacher = _given(objective, networks.teacher, state, sharp=True)
+            target = target + objective.anchor * teacher.exp()
+    rows = -(target * _given(objective, networks.fake, state)).sum(-1)
+    weight = objective.weights(networks.fake.process, state.time).unsqueeze(-1)
+    return LossSum((weight * rows).sum(), tokens.numel())
+
+
+class _UniformState(NamedTuple):
+    """log G ``[B, L, V]``; tokens drawn and re-noised ``[B, L]``; times of input and state."""
+
+    log_g: Tensor
+    x: Tensor
+    z: Tensor
+    t_in: Tensor
+    time: Tensor
+
+
+def _simulate_uniform(
+    objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
+) -> _UniformState:
+    process, length = cast(Uniform, student.process), tokens.shape[1]
+    t_in, t_out = objective.times(draw)
+    z_in = process.corrupt(tokens, t_in, draw.uniform(length, stream=Stream.CORRUPT))
+    latent = draw.latent(student, length)
+    logits = student(z_in, process.schedule.sigma(t_in), latent).logits
+    log_g = given_state(process, process.log_probs(logits, z_in), z_in, t_in)
+    with torch.no_grad():
+        x = draw_categorical(log_g, draw.uniform(length, stream=Stream.TOKEN))
+        noise = draw.uniform(length, stream=Stream.RENOISE)
+        if objective.renoise == "fresh":
+            z = process.corrupt(x, t_out, noise)
+        else:
+            z = draw_posterior(process, x, z_in, t_out, t_in, noise)
+    return _UniformState(log_g, x, z, t_in, t_out)
+
+
+def _given(
+    objective: AlternatingDistillation,
+    model: DiffusionLM,
+    state: _UniformState,
+    *,
+    sharp: bool = False,
+) -> Tensor:
+    """log E[x | z] of a network, ``[B, L, V]``."""
+    process = cast(Uniform, model.process)
+    told = objective.told(model, state.t_in)
+    logits = model(state.z, process.schedule.sigma(state.time), told).logits
+    log_p = process.log_probs(logits, state.z)
+    return given_state(
+        process, objective.sharpening(log_p) if sharp else log_p, state.z, state.time
+    )

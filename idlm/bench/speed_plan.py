@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from idlm.bench.speed_fit import FitCase
 from idlm.bench.speed_run import GrowthCase, LossCase, Network, SamplerCase, Setting
 
 # the published vocabulary: GPT-2's 50,257 tokens and the mask
@@ -18,6 +19,7 @@ class Plan:
     sampler: tuple[tuple[SamplerCase, Setting], ...]
     losses: tuple[tuple[LossCase, Setting], ...]
     growth: tuple[tuple[GrowthCase, Setting], ...]
+    fit: tuple[tuple[FitCase, Setting], ...] = ()
 
 
 def plan(device: str, threads: int, *, quick: bool) -> Plan:
@@ -46,7 +48,10 @@ def _cpu(setting: Setting) -> Plan:
     sampler = SamplerCase(replace(_SMALL, vocab=12565), length=256, repeats=5, plain_repeats=0)
     # several chunks at the smallest size
     loss = LossCase(replace(_SMALL, vocab=12565), length=512, batch=8, repeats=3, plain=False)
-    return Plan(_with(samplers, setting), _with(losses, setting), _growth(sampler, loss, setting))
+    # in memory of a GPU's size, by the peaks of the process
+    fit = FitCase(LossCase(_MIDDLE, batch=8, length=256))
+    growth = _growth(sampler, loss, setting)
+    return Plan(_with(samplers, setting), _with(losses, setting), growth, _with((fit,), setting))
 
 
 def _cuda(setting: Setting) -> Plan:
@@ -64,7 +69,11 @@ def _cuda(setting: Setting) -> Plan:
     ]
     sampler = SamplerCase(_PUBLISHED, length=256, repeats=5, plain_repeats=0)
     loss = LossCase(_PUBLISHED, batch=4, length=256, repeats=5, plain=False)
-    return Plan(tuple(cases), tuple(losses), _growth(sampler, loss, half))
+    fit = [
+        FitCase(LossCase(_PUBLISHED, name, batch=4, length=1024))
+        for name in ("idlm", "dmmd", "dmmd-uniform")
+    ]
+    return Plan(tuple(cases), tuple(losses), _growth(sampler, loss, half), _with(fit, half))
 
 
 def _quick(setting: Setting) -> Plan:
@@ -73,7 +82,9 @@ def _quick(setting: Setting) -> Plan:
     losses = tuple(LossCase(tiny, name, batch=2, length=8) for name in ("idlm", "dmmd-uniform"))
     loss = LossCase(tiny, batch=2, length=8, plain=False)
     growth = _growth(replace(sampler, plain_repeats=0), loss, setting, factors=(1, 2))
-    return Plan(_with((sampler,), setting), _with(losses, setting), growth)
+    # large enough for a peak that can be told from the process's own
+    fit = FitCase(LossCase(Network(1, 64, vocab=512), batch=8, length=128))
+    return Plan(_with((sampler,), setting), _with(losses, setting), growth, _with((fit,), setting))
 
 
 def _growth(

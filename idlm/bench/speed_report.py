@@ -11,6 +11,7 @@ from idlm.bench.shared import Record, markdown_table, wide_console
 _TITLES = {
     "sampler": "Sampling, against as many bare backbone passes and a plain sampler",
     "losses": "A fake and a student update, forward and backward, lean and plain",
+    "fit": "Largest batch of a distillation with optimisers and EMA",
     "growth": "Growth: the exponent p of cost = c size^p",
     "startup": "Start-up: seconds to an answer",
 }
@@ -40,6 +41,14 @@ def line(record: Record) -> Line:
             power = record.get(f"{cost}_exponent")
             found.append((title, "" if power is None else f"{power:.2f}"))
         return [*found, ("device", where)]
+    if record["case"] == "fit":
+        found += [("length", str(record["length"])), ("objective", record["objective"])]
+        found.append(("MB per sequence", f"{record['bytes_per_sequence'] / 1e6:.1f}"))
+        ran = {True: ", ran", False: ", ran out of memory"}
+        for size, batch in record["largest_batch"].items():
+            seen = ran.get(record.get("fits", {}).get(size), "")
+            found.append((f"in {size} GB", f"{batch}{seen}"))
+        return [*found, ("dtype", record["dtype"]), ("device", where)]
     found += [("batch", str(record["batch"])), ("length", str(record["length"]))]
     if record["case"] == "sampler":
         found += [
@@ -54,12 +63,11 @@ def line(record: Record) -> Line:
         ("plain (s)", _number(record, "plain_seconds", "{:.2f}")),
         ("plain / ours", _number(record, "plain_over_lean", "{:.1f}")),
     ]
-    if record["case"] == "losses":
-        found += [
-            ("ours (GB)", _gigabytes(record, "lean_bytes")),
-            ("plain (GB)", _gigabytes(record, "plain_bytes")),
-            ("ours / plain", _number(record, "lean_over_plain_bytes", "{:.2f}")),
-        ]
+    found += [
+        ("ours (GB)", _gigabytes(record, "lean_bytes")),
+        ("plain (GB)", _gigabytes(record, "plain_bytes")),
+        ("ours / plain", _number(record, "lean_over_plain_bytes", "{:.2f}")),
+    ]
     found.append(("tokens / s", f"{record['tokens_per_second']:,.0f}"))
     return [*found, ("dtype", record["dtype"]), ("device", where)]
 
@@ -94,8 +102,8 @@ def markdown(records: Sequence[Record]) -> str:
         parts.append(f"On {device}, {threads} CPU threads, torch {torch}, idlm {version}.\n")
     parts.append(
         "Medians over rounds in which the works compared take turns (the plain sampler: one run). "
-        "GB are the peak over the three networks' weights, with the gradients, of a process of its "
-        "own; optimisers are left out.\n"
+        "GB are the peak over the networks' weights in a process of its own, of losses with the "
+        "gradients and without optimisers.\n"
     )
     return "\n".join(parts)
 

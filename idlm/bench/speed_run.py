@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ import idlm
 from idlm.bench.shared import Record
 from idlm.bench.speed_plain import plain_auxiliary_loss, plain_sample, plain_student_loss
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.objectives import DMMD, IDLM, Draw, Networks, chunks
+from idlm.objectives import DMMD, IDLM, Draw, Networks
 from idlm.objectives.base import LossSum
+from idlm.sampling import compile_for_sampling
 
 OBJECTIVES: dict[str, Any] = {"idlm": IDLM, "dmmd": DMMD, "dmmd-uniform": DMMD}
 Work = Callable[[], Any]
@@ -80,7 +81,7 @@ class Setting:
         device: ``cpu`` or ``cuda``.
         dtype: ``float32``, or ``bfloat16`` for autocast on CUDA.
         threads: of the CPU.
-        compile: whether the backbone is compiled.
+        compile: whether the backbone is compiled, on CUDA into a graph that is replayed.
     """
 
     device: str
@@ -96,7 +97,7 @@ class Setting:
         """A model on the device, compiled if asked for."""
         model = model.to(self.device)
         if self.compile:
-            model.compile_backbone()
+            compile_for_sampling(model)
         return model
 
     def precision(self) -> Any:
@@ -173,6 +174,20 @@ class SamplerCase:
             out["plain_over_lean"] = out["plain_seconds"] / out["lean_seconds"]
         return out
 
+    def memory(self, setting: Setting, plain: bool) -> int | None:
+        """Bytes at the sampler's peak over the weights; None where that is not known."""
+        model = setting.place(self.network.build(self.length))
+
+        def work() -> None:
+            with setting.precision():
+                if plain:
+                    plain_sample(model, self.batch, self.length, self.steps, seed=0)
+                else:
+                    size = self.batch
+                    idlm.generate(model, size, self.length, self.steps, seed=0, batch_size=size)
+
+        return peak(work, setting)
+
 
 @dataclass(frozen=True)
 class LossCase:
@@ -184,8 +199,7 @@ class LossCase:
         batch: sequences.
         length: of each.
         repeats: of both.
-        plain: whether the plain losses are run, too. Those of the uniform process are the lean ones
-            in a single chunk.
+        plain: whether the plain losses are run, too.
     """
 
     network: Network
@@ -197,7 +211,7 @@ class LossCase:
 
     def run(self, setting: Setting) -> Record:
         """Seconds of a pair of updates, and the ratio of plain to lean."""
-        update, networks = self._updates(setting)
+        update, networks = self.updates(setting)
         works: list[tuple[Work, int]] = [(lambda: update(False), self.repeats)]
         if self.plain:
             works.append((lambda: update(True), self.repeats))
@@ -221,10 +235,16 @@ class LossCase:
 
     def memory(self, setting: Setting, plain: bool) -> int | None:
         """Bytes at the peak of both updates over the weights; None where that is not known."""
-        update, _ = self._updates(setting)
+        update, _ = self.updates(setting)
         return peak(lambda: update(plain), setting)
 
-    def _updates(self, setting: Setting) -> tuple[Callable[[bool], None], Networks]:
+    def updates(self, setting: Setting) -> tuple[Callable[..., None], Networks]:
+        """The pair of updates, and its networks on the device.
+
+        Returns:
+            A function of whether the plain losses are meant and, if weights are to change, of the
+            optimisers of fake model and student; and the networks.
+        """
         uniform = self.objective.endswith("-uniform")
         teacher = self.network.build(self.length, "uniform" if uniform else "absorbing")
         teacher.requires_grad_(False)
@@ -236,30 +256,20 @@ class LossCase:
         tokens = torch.randint(0, self.network.vocab - 1, shape, device=setting.device)
         draw = Draw(torch.arange(self.batch, device=setting.device), self.batch, 0, 0)
 
-        def update(plain: bool) -> None:
+        def update(plain: bool, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
             losses = [objective.auxiliary_loss, objective.student_loss]
-            if plain and not uniform:
+            if plain:
                 losses = [partial(plain_auxiliary_loss, objective)]
                 losses += [partial(plain_student_loss, objective)]
-            with _in_one_chunk() if plain and uniform else nullcontext():
-                for loss, network in zip(losses, (fake, student), strict=True):
-                    with setting.precision():
-                        result: LossSum = loss(networks, tokens, draw)
-                    result.mean.backward()
-                    network.zero_grad()
+            for number, (loss, network) in enumerate(zip(losses, (fake, student), strict=True)):
+                with setting.precision():
+                    result: LossSum = loss(networks, tokens, draw)
+                result.mean.backward()
+                if optimizers:
+                    optimizers[number].step()
+                network.zero_grad()
 
         return update, networks
-
-
-@contextmanager
-def _in_one_chunk() -> Iterator[None]:
-    """All positions at once, and nothing computed again."""
-    kept = chunks.NUMBERS, chunks.checkpoint
-    chunks.NUMBERS, chunks.checkpoint = 2**62, lambda fn, *tables, **_: fn(*tables)
-    try:
-        yield
-    finally:
-        chunks.NUMBERS, chunks.checkpoint = kept
 
 
 @dataclass(frozen=True)

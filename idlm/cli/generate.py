@@ -67,6 +67,7 @@ def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Open
 
     import idlm
     from idlm.cli.generate_file import checkpoint_revision
+    from idlm.sampling import compile_for_sampling
     from idlm.sampling.requests import make_canvas
 
     model = idlm.load(
@@ -76,6 +77,8 @@ def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Open
         dtype=getattr(torch, args.dtype),
         raw=args.raw,
     )
+    if args.compile:
+        compile_for_sampling(model)
     text = not args.no_text or given.is_text or args.stop == "eos"
     tokenizer = _tokenizer(args, model) if text else None
     lengths: list[int] = []

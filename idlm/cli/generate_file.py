@@ -83,6 +83,7 @@ def sample_header(
         "stop": args.stop,
         "sampling_dtype": SAMPLING_DTYPE,
         "network_dtype": args.dtype,
+        "compiled": args.compile,
         "tokens_per_call": out.tokens_per_call,
         "seconds": out.seconds,
         "num_samples": len(rows),

@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the network; draws are always float64 (default: %(default)s)",
     )
+    model.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network for its first shape; pays for many samples of one length. On a "
+        "GPU it becomes a CUDA graph that every step replays",
+    )
     _add_given(parser.add_argument_group("what is given (one of these, or none)"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_result(parser.add_argument_group("result"))

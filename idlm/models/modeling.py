@@ -85,8 +85,18 @@ class DiffusionLM(PreTrainedModel):
         self.backbone.gradient_checkpointing = enabled
 
     def compile_backbone(self, **options: Any) -> None:
-        """``torch.compile`` in place: parameter names, and so saved files, stay as they are."""
+        """``torch.compile`` in place: parameter names, and so saved files, stay as they are.
+
+        Args:
+            options: of ``torch.compile``. For sampling on CUDA ``mode="reduce-overhead"`` captures
+                the backbone in a CUDA graph at its first calls and replays it at every step.
+        """
         self.backbone.compile(**options)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether :meth:`compile_backbone` was called."""
+        return self.backbone._compiled_call_impl is not None
 
     def sample_latent(self, sample: Tensor, length: int, *, seed: int, step: int) -> Latent | None:
         """epsilon for samples ``[B]`` at one step, a pure function of seed, sample and step.

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.base import Draw, LossSum, Networks, mean
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.objectives.chunks import over_positions, sum_of_rows
 from idlm.objectives.divergences import entropy
 from idlm.processes import Uniform
 from idlm.random import Stream
@@ -72,16 +72,16 @@ def given_state(process: Uniform, log_p: Tensor, z: Tensor, t: Tensor) -> Tensor
 
     Args:
         process: the uniform process.
-        log_p: the network's log-probabilities, ``[B, L, V]``.
-        z: the states it saw, ``[B, L]``.
-        t: their times, ``[B]``, above 0.
+        log_p: the network's log-probabilities, ``[B, L, V]``, or of rows ``[R, V]``.
+        z: the states it saw, ``[B, L]`` or ``[R]``.
+        t: their times, ``[B]`` or ``[R]``, above 0.
 
     Returns:
-        Log-probabilities ``[B, L, V]`` in nats.
+        Log-probabilities in nats, of the shape of ``log_p``.
     """
     alpha = process.schedule.alpha(t.double())
     more = torch.log1p(process.vocab_size * alpha / (1.0 - alpha)).to(log_p.dtype)
-    more = more.reshape(-1, 1, 1).expand(*z.shape, 1)
+    more = more.reshape(-1, *(1 for _ in z.shape)).expand(*z.shape, 1)
     return torch.log_softmax(log_p.scatter_add(-1, z.unsqueeze(-1), more), dim=-1)
 
 
@@ -158,21 +158,24 @@ def auxiliary_loss(
     fake = _features(objective, networks.fake, state)
 
     def cross_entropy(
-        fake: Tensor, x: Tensor, z: Tensor, teacher: Tensor | None = None
-    ) -> tuple[Tensor]:
+        fake: Tensor, x: Tensor, z: Tensor, time: Tensor, weight: Tensor, *anchor: Tensor
+    ) -> tuple[Tensor, Tensor]:
         log_fake = process.log_probs(networks.fake.head(fake), z)
-        log_fake = given_state(process, log_fake, z, state.time)
+        log_fake = given_state(process, log_fake, z, time)
         cross = -log_fake.gather(-1, x.unsqueeze(-1)).squeeze(-1)
-        if teacher is not None:
+        for teacher in anchor:
             with torch.no_grad():
-                target = _teacher(objective, networks, teacher, z, state.time).exp()
+                target = _teacher(objective, networks, teacher, z, time).exp()
             cross = cross - objective.anchor * (target * log_fake).sum(-1)
-        return (cross,)
+        return weight * cross, cross
 
-    tables = [fake, state.x, state.z, *([] if teacher is None else [teacher])]
-    (cross,) = over_positions(cross_entropy, *tables, vocab_size=process.vocab_size)
-    total = (objective.weights(process, state.time).unsqueeze(-1) * cross).sum()
-    return LossSum(total, tokens.numel(), {"fake_ce": mean(cross.detach())})
+    weights = objective.weights(process, state.time)
+    times = (per_position(number, tokens) for number in (state.time, weights))
+    tables = [fake, state.x, state.z, *times, *([] if teacher is None else [teacher])]
+    rows = [table.flatten(0, 1) for table in tables]
+    size = process.vocab_size
+    total, plain = sum_of_rows(cross_entropy, *rows, trained=networks.fake, vocab_size=size)
+    return LossSum(total, tokens.numel(), {"fake_ce": plain / tokens.numel()})
 
 
 def student_loss(
@@ -185,20 +188,35 @@ def student_loss(
         teacher, fake = (_features(objective, m, state) for m in (networks.teacher, networks.fake))
 
     def score(
-        student: Tensor, z_in: Tensor, teacher: Tensor, fake: Tensor, z: Tensor
+        student: Tensor,
+        z_in: Tensor,
+        t_in: Tensor,
+        teacher: Tensor,
+        fake: Tensor,
+        z: Tensor,
+        time: Tensor,
+        weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         log_g = process.log_probs(networks.student.head(student), z_in)
-        log_g = given_state(process, log_g, z_in, state.t_in)
+        log_g = given_state(process, log_g, z_in, t_in)
         with torch.no_grad():
             log_fake = process.log_probs(networks.fake.head(fake), z)
-            gap = _teacher(objective, networks, teacher, z, state.time)
-            gap = gap - given_state(process, log_fake, z, state.time)
-        return -(log_g.exp() * gap).sum(-1), entropy(log_g)
+            gap = _teacher(objective, networks, teacher, z, time)
+            gap = gap.sub_(given_state(process, log_fake, z, time))
+        return -weight * (log_g.exp() * gap).sum(-1), entropy(log_g)
 
-    tables = (state.hidden, state.z_in, teacher, fake, state.z)
-    per_token, spread = over_positions(score, *tables, vocab_size=process.vocab_size)
-    total = (objective.weights(process, state.time).unsqueeze(-1) * per_token).sum()
-    return LossSum(total, tokens.numel(), {"student_entropy": mean(spread)})
+    weights = objective.weights(process, state.time)
+    t_in, *times = (per_position(number, tokens) for number in (state.t_in, state.time, weights))
+    tables = (state.hidden, state.z_in, t_in, teacher, fake, state.z, *times)
+    rows = [table.flatten(0, 1) for table in tables]
+    size = process.vocab_size
+    total, spread = sum_of_rows(score, *rows, trained=networks.student, vocab_size=size)
+    return LossSum(total, tokens.numel(), {"student_entropy": spread / tokens.numel()})
+
+
+def per_position(numbers: Tensor, like: Tensor) -> Tensor:
+    """A number per sequence ``[B]`` at each of its positions, ``[B, L]``."""
+    return numbers.unsqueeze(-1).expand(like.shape)
 
 
 def _teacher(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from idlm.sampling.ancestral import sample_ancestral
-from idlm.sampling.base import Callback, Settings, StepState
+from idlm.sampling.base import Callback, Settings, StepState, compile_for_sampling
 from idlm.sampling.generate import GenerationOutput, generate
 from idlm.sampling.orders import ORDERS
 from idlm.sampling.registry import SAMPLERS
@@ -15,6 +15,7 @@ __all__ = [
     "GenerationOutput",
     "Settings",
     "StepState",
+    "compile_for_sampling",
     "generate",
     "sample_ancestral",
 ]

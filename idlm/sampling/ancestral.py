@@ -20,7 +20,15 @@ from idlm import random
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Absorbing
 from idlm.random import Stream
-from idlm.sampling.base import ENTRIES, RANDOM, Callback, Settings, StepState
+from idlm.sampling.base import (
+    ENTRIES,
+    RANDOM,
+    Callback,
+    Settings,
+    StepState,
+    calling,
+    features_of,
+)
 from idlm.sampling.categorical import draw, nucleus, temper
 from idlm.sampling.orders import due, rank, surest
 
@@ -41,44 +49,81 @@ def sample_ancestral(
     left; the published samplers end at t = 1e-5 and spend one more call on the one masked token in
     100,000 (methods A.7). In an order other than ``random`` a step reveals a fixed number of
     positions, chosen by the prediction at temperature 1 on all masked positions.
+
+    Which positions a random order reveals in which step depends on no token. So it is drawn first,
+    for all steps, and the device is waited for once: the steps themselves have known shapes and
+    queue up behind each other. Ranked orders wait once in each step.
     """
     process = _absorbing(model)
-    length, steps = tokens.shape[1], settings.steps
-    tokens, masked, total = torch.where(write, process.mask_id, tokens), write, write.sum(1)
+    steps, host = settings.steps, torch.device("cpu")
+    tokens, masked = torch.where(write, process.mask_id, tokens), write
     # on the host: the same numbers on every device, and no kernel launched for them
     grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-    # half of the way is 0.5: a hair less would round three positions' share down
-    visible = [round(float(process.reveal_probability(s, grid[0])), 12) for s in grid]
+    sigmas = process.schedule.sigma(grid).float().to(tokens.device)
+    if settings.order == RANDOM:
+        when = _reveal_steps(process, write, sample, settings, grid, window)
+        planned = when.to(host)
+    else:
+        when = torch.full_like(tokens, steps)
+        total = write.sum(1).to(host)
+        # half of the way is 0.5: a hair less would round three positions' share down
+        visible = [round(float(process.reveal_probability(s, grid[0])), 12) for s in grid]
     nfe = 0
+    for i in range(steps):
+        if settings.order == RANDOM:
+            chosen = planned == i
+            count = chosen.sum(1)
+        else:
+            count = due(total, visible[i], visible[i + 1])
+        going = calling(model, count)
+        probabilities = _nothing(process, tokens) if settings.probabilities else None
+        if len(going):
+            nfe += 1
+            rows = going.to(tokens.device, non_blocking=True)
+            keys: dict[str, Any] = {"seed": settings.seed, "step": window * steps + i}
+            keys["sample"] = sample[rows]
+            latent = model.sample_latent(length=tokens.shape[1], **keys)
+            hidden = features_of(model, tokens[rows], sigmas[i].expand(len(rows)), latent)
+            if settings.order == RANDOM:
+                found = chosen[going].nonzero(as_tuple=True)
+                row, place = (index.to(tokens.device, non_blocking=True) for index in found)
+            else:
+                coin = random.uniform(tokens.shape[1], stream=Stream.REVEAL, **keys)
+                certainty = _certainty(model, hidden, masked[rows], settings.order)
+                number = count[going].to(tokens.device, non_blocking=True)
+                reveal = surest(certainty, masked[rows], number, coin)
+                row, place = reveal.nonzero(as_tuple=True)
+                when = when.index_put((rows[row], place), when.new_tensor(i))
+            noise = random.uniform(tokens.shape[1], stream=Stream.TOKEN, **keys)
+            drawn, probabilities = _draw(model, hidden[row, place], noise[row, place], settings)
+            tokens = tokens.index_put((rows[row], place), drawn)
+            masked = masked & (when != i)
+        if callback is not None:
+            callback(StepState(i, steps, tokens, when == i, nfe, sample, probabilities, window))
+    return tokens, nfe
+
+
+def _reveal_steps(
+    process: Absorbing,
+    write: Tensor,
+    sample: Tensor,
+    settings: Settings,
+    grid: Tensor,
+    window: int,
+) -> Tensor:
+    """Number of the step that reveals each open position, int64 ``[B, L]``; N where none does.
+
+    A coin of its own for each position in each step, so that a window's draws are the same
+    whatever was drawn for another.
+    """
+    steps, length = settings.steps, write.shape[1]
+    when = torch.full(write.shape, steps, device=write.device)
     for i in range(steps):
         keys: dict[str, Any] = {"seed": settings.seed, "step": window * steps + i}
         coin = random.uniform(length, stream=Stream.REVEAL, sample=sample, **keys)
-        if settings.order == RANDOM:
-            reveal = masked & (coin < float(process.reveal_probability(grid[i + 1], grid[i])))
-            count = reveal.sum(1)
-        else:
-            reveal, count = torch.zeros_like(masked), due(total, visible[i], visible[i + 1])
-        # The step waits for the device here. It is worth it: a row that reveals nothing then costs
-        # no backbone, and with as many steps as tokens that is every third row.
-        rows = count.nonzero().squeeze(1)
-        places = reveal[rows].nonzero(as_tuple=True)
-        probabilities = _nothing(process, tokens) if settings.probabilities else None
-        if len(rows):
-            nfe += 1
-            keys["sample"] = sample[rows]
-            sigma = process.schedule.sigma(grid[i]).float().expand(len(rows)).to(tokens.device)
-            latent = model.sample_latent(length=length, **keys)
-            hidden = model.features(tokens[rows], sigma, latent)
-            if settings.order != RANDOM:
-                certainty = _certainty(model, hidden, masked[rows], settings.order)
-                reveal[rows] = surest(certainty, masked[rows], count[rows], coin[rows])
-                places = reveal[rows].nonzero(as_tuple=True)
-            noise = random.uniform(length, stream=Stream.TOKEN, **keys)
-            drawn, probabilities = _draw(model, hidden[places], noise[places], settings)
-            tokens, masked = tokens.masked_scatter(reveal, drawn), masked & ~reveal
-        if callback is not None:
-            callback(StepState(i, steps, tokens, reveal, nfe, sample, probabilities, window))
-    return tokens, nfe
+        chance = float(process.reveal_probability(grid[i + 1], grid[i]))
+        when = torch.where(write & (when == steps) & (coin < chance), i, when)
+    return when
 
 
 def _nothing(process: Absorbing, like: Tensor) -> Tensor:

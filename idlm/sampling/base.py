@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from idlm.errors import UserError
+from idlm.models.dit import Latent
 from idlm.models.modeling import DiffusionLM
 
 # A sampler's head runs on so many positions at once that a table of float64 has this many entries:
@@ -74,6 +79,51 @@ class Settings:
     def rounds(self) -> int:
         """Steps of a window, the call of a greedy tail included."""
         return self.steps + (self.tail == GREEDY)
+
+
+def compile_for_sampling(model: DiffusionLM) -> None:
+    """Compile the backbone in place for many samples of one length.
+
+    The first call for each shape takes the compiler's time, up to torch's limit of shapes. On CUDA
+    the backbone is captured in a CUDA graph and replayed at every step (``reduce-overhead``).
+
+    Raises:
+        UserError: on a CPU without a C++ compiler, which compiling for it needs.
+    """
+    if model.device.type == "cuda":
+        model.compile_backbone(mode="reduce-overhead", dynamic=False)
+        return
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if not any(shutil.which(name) for name in compilers if name):
+        raise UserError(
+            "compiling for a CPU needs a C++ compiler, and neither $CXX nor g++ nor clang++ is "
+            "here; install one, or sample without compiling"
+        )
+    model.compile_backbone(dynamic=False)
+
+
+def features_of(model: DiffusionLM, tokens: Tensor, sigma: Tensor, latent: Latent | None) -> Tensor:
+    """The network's features ``[B, L, D]``, to be used up before the next call.
+
+    A compiled network may be a CUDA graph, which writes to the same memory at every call.
+    """
+    if model.compiled:
+        torch.compiler.cudagraph_mark_step_begin()
+    return model.features(tokens, sigma, latent)
+
+
+def calling(model: DiffusionLM, asked: Tensor) -> Tensor:
+    """Numbers of the rows that a call is made for, int64 ``[R]``.
+
+    A row that asks for nothing costs no backbone: with as many steps as tokens that is every third
+    row. A compiled network takes every row, if any, since it wants one shape for all steps.
+
+    Args:
+        model: who is called.
+        asked: how many positions each row asks for, or whether it does, ``[B]``.
+    """
+    rows = asked.nonzero().squeeze(1)
+    return torch.arange(len(asked), device=asked.device) if model.compiled and len(rows) else rows
 
 
 class Sampler(Protocol):

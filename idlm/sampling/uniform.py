@@ -29,7 +29,15 @@ from idlm import random
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Uniform
 from idlm.random import Stream
-from idlm.sampling.base import ENTRIES, GREEDY, Callback, Settings, StepState
+from idlm.sampling.base import (
+    ENTRIES,
+    GREEDY,
+    Callback,
+    Settings,
+    StepState,
+    calling,
+    features_of,
+)
 from idlm.sampling.categorical import draw, nucleus, temper
 
 # Where the published grid ends: the time of the greedy tail's call.
@@ -120,7 +128,7 @@ def sample_uniform(
             mixture = Mixture(*process.parts(alphas[i + 1], alphas[i]))
             if not settings.probabilities:
                 asked = write & (coin < mixture.most)
-        rows = asked.any(1).nonzero().squeeze(1)
+        rows = calling(model, asked.any(1))
         shown = None
         if len(rows):
             nfe += 1
@@ -128,7 +136,7 @@ def sample_uniform(
             places = asked[rows].nonzero(as_tuple=True)
             sigma = process.schedule.sigma(grid[i]).float().expand(len(rows)).to(tokens.device)
             latent = model.sample_latent(length=length, **keys)
-            hidden = model.features(tokens[rows], sigma, latent)[places]
+            hidden = features_of(model, tokens[rows], sigma, latent)[places]
             state = tokens[rows][places]
             if mixture is None:
                 drawn, shown = _best(model, hidden, state, settings)

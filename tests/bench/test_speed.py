@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from idlm.bench import speed_cli, speed_run
+from idlm.bench.speed_fit import FitCase, fits, largest
 from idlm.bench.speed_plain import plain_sample
 from idlm.bench.speed_plan import plan
 from idlm.bench.speed_report import markdown
@@ -55,15 +57,22 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_all_cases_are_written_and_shown(
-    here: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "speed.json"
+    # one process has one peak
+    peaks = {8: 15_500_000, 16: 23_500_000}
+    monkeypatch.setattr(speed_cli, "_training_bytes", lambda loss, _: peaks[loss.batch])
     run(["speed", "--quick", "--device", "cpu", "--threads", "1", "--json", str(out)])
     records = json.loads(out.read_text())
     kinds = [record["case"] for record in records]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "sampler": 1,
         "losses": 2,
+        "fit": 1,
         "growth": 7,
         "startup": 7,
     }
@@ -71,6 +80,9 @@ def test_all_cases_are_written_and_shown(
     assert sampler["over_backbone"] > 0
     assert sampler["plain_over_lean"] == sampler["plain_seconds"] / sampler["lean_seconds"]
     assert loss["lean_seconds"] > 0
+    fit = records[kinds.index("fit")]
+    assert fit["bytes_per_sequence"] == 1e6
+    assert fit["largest_batch"] == {"24": 22_792, "80": 75_992}
     assert {"device_name", "torch", "threads", "dtype", "repeats", "quick"} <= set(loss)
     text, printed = out.with_suffix(".md").read_text(), capsys.readouterr().out
     for title in ("ours / backbone", "plain / ours", "against", "exit code"):
@@ -194,6 +206,42 @@ def test_the_peak_is_what_the_work_needs_at_once() -> None:
     if found is None:
         pytest.skip("the peak cannot be reset here")
     assert 0.9 * _MEGABYTES < found / 2**20 < 1.5 * _MEGABYTES
+
+
+def test_the_largest_batch_lies_on_the_line_through_two_peaks() -> None:
+    # 1 GB that is always there and 0.5 GB for each sequence; a twentieth stays free
+    assert largest((4, 8), (3 * 10**9, 5 * 10**9), 24) == 43
+    assert largest((4, 8), (3 * 10**9, 5 * 10**9), 1) == 0
+    with pytest.raises(ValueError, match="measure larger batches"):
+        largest((4, 8), (5, 5), 24)
+
+
+def test_peaks_that_give_no_line_are_left_out_aloud(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: list[Any]
+) -> None:
+    case = FitCase(LossCase(TINY, batch=2, length=8))
+    for peaks, sentence in ((7, "measure larger batches"), (None, "does not tell the peak")):
+        monkeypatch.setattr(speed_cli, "_training_bytes", lambda *_, peaks=peaks: peaks)
+        assert speed_cli._fitted(case, CPU) is None
+        assert sentence in capsys.readouterr().err
+
+
+@linux_only
+def test_the_peak_of_a_training_holds_its_optimisers_and_average() -> None:
+    """Weights of the teacher, and for student and fake model weights, gradient and two moments."""
+    case = LossCase(Network(1, 512, vocab=20_000), batch=1, length=4)
+    found = speed_cli._in_a_process(speed_cli._training_bytes, case, CPU)
+    weights = 4 * 2 * 512 * 20_000  # embedding and head in fp32, most of each network
+    # one gradient at a time; the student's average
+    assert found > (1 + 2 * 3 + 1) * weights
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the limit is of CUDA's allocator")
+def test_a_batch_fits_or_does_not() -> None:
+    case = LossCase(Network(1, 512, vocab=20_000), batch=1, length=4)
+    assert speed_cli._in_a_process(fits, case, Setting("cuda"), 8)
+    too_many = replace(case, batch=100_000)
+    assert not speed_cli._in_a_process(fits, too_many, Setting("cuda"), 1)
 
 
 @linux_only

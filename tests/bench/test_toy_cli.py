@@ -374,8 +374,8 @@ def test_a_row_of_the_table_is_mean_and_deviation_over_seeds() -> None:
     assert [row.at(1) for row in rows] == ["0.100"] * 2  # no mean over both
     text = markdown([{**shared, "seed": 0, "tv": 0.1, "js": 0.0123}])
     variation, shannon = text.split("Jensen-Shannon divergence in nats")
-    assert "| circles | dmmd | absorbing | 16 | 1 | 0.100 |  |  |  | 0.020 | 3.0 |" in variation
-    assert "| circles | dmmd | absorbing | 16 | 1 | 0.0123 |  |  |  | 0.0012 | 3.0 |" in shannon
+    assert "| circles | dmmd | absorbing | 16 | 1 | 0.100 |  |  |  | 0.020 | 7 | 3.0 |" in variation
+    assert "| circles | dmmd | absorbing | 16 | 1 | 0.0123 |  |  |  | 0.0012 | 7 | 3.0 |" in shannon
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_with_output_the_samples_are_written_with_their_conditions(
         "num_samples": 2,
         "seed": 3,
         "network_dtype": "float32",
+        "compiled": False,
     }
     assert {key: header[key] for key in expected} == expected
     assert header["nfe"] <= 4

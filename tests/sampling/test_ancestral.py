@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 import idlm
+from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.processes import Absorbing
-from idlm.sampling import ORDERS, StepState, ancestral
+from idlm.sampling import ORDERS, StepState, ancestral, compile_for_sampling
 from idlm.sampling.categorical import nucleus
+from tests.sampling.helpers import count_calls
 
 Make = Callable[..., DiffusionLM]
 
@@ -162,3 +164,79 @@ def test_the_callback_knows_which_samples_it_sees(make: Make) -> None:
     )
     assert [state.sample.tolist() for state in states] == [[7, 8, 9]] * 2 + [[10, 11]] * 2
     assert torch.equal(torch.cat([states[1].tokens, states[3].tokens]), out.tokens)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_compiled_network_gives_the_same_samples_and_takes_every_row_in_each_call(
+    make: Make, order: str
+) -> None:
+    model = make().with_latent(latent_global=2, latent_position=2)
+    settings: dict[str, Any] = {"steps": 24, "seed": 3, "order": order}
+    plain = idlm.generate(model, 4, 16, **settings)
+    calls = count_calls(model)
+    idlm.generate(model, 4, 16, **settings)
+    # more steps than tokens: in random order some rows sit out
+    assert (min(calls) < 4) is (order == "random")
+    model.compile_backbone(backend="eager", dynamic=False)
+    assert model.compiled
+    calls.clear()
+    compiled = idlm.generate(model, 4, 16, **settings)
+    assert torch.equal(compiled.tokens, plain.tokens)
+    assert compiled.nfe == plain.nfe == len(calls)
+    assert set(calls) == {4}
+
+
+def test_compiling_for_samples_asks_for_a_graph_on_cuda_and_a_compiler_on_a_cpu(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    model = make()
+    monkeypatch.setattr(model, "compile_backbone", lambda **options: asked.append(options))
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/" + name if name == "clang++" else None)
+    monkeypatch.delenv("CXX", raising=False)
+    compile_for_sampling(model)
+    assert asked == [{"dynamic": False}]
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler.* sample without compiling"):
+        compile_for_sampling(model)
+    monkeypatch.setattr(DiffusionLM, "device", torch.device("cuda", 0))
+    compile_for_sampling(model)
+    assert asked[1:] == [{"mode": "reduce-overhead", "dynamic": False}]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits are of a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_in_random_order_does_not_wait_for_the_gpu(make: Make, compiled: bool) -> None:
+    model = make().with_latent(latent_global=2, latent_position=2).cuda()
+    if compiled:
+        compile_for_sampling(model)
+    plain = idlm.generate(model, 4, 16, 8, seed=0).tokens
+
+    def guard(state: StepState) -> None:
+        # from the second step on: the first follows the one copy of the plan to the host
+        torch.cuda.set_sync_debug_mode("error" if state.step < 7 else "default")
+
+    try:
+        guarded = idlm.generate(model, 4, 16, 8, seed=0, callback=guard).tokens
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(guarded, plain)
+
+
+def test_the_plan_of_a_random_order_is_drawn_before_the_first_call(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no step has to ask the device what it is to reveal."""
+    events: list[str] = []
+    uniform = ancestral.random.uniform
+
+    def spied(*shape: int, stream: Any, **keys: Any) -> Tensor:
+        events.append(f"{stream.name} {keys['step']}")
+        return uniform(*shape, stream=stream, **keys)
+
+    monkeypatch.setattr(ancestral.random, "uniform", spied)
+    model = make()
+    model.backbone.register_forward_pre_hook(lambda *_: events.append("call"))
+    idlm.generate(model, 2, 16, 3, seed=0)
+    assert events[:3] == ["REVEAL 0", "REVEAL 1", "REVEAL 2"]
+    assert events[3:] == ["call", "TOKEN 0", "call", "TOKEN 1", "call", "TOKEN 2"]
