@@ -51,6 +51,9 @@ class GradientMoment(Metric):
     samples_sum: Tensor
     data_sum: Tensor
     pair_count: Tensor
+    sample_rows: Tensor
+    data_rows: Tensor
+    nonfinite_count: Tensor
 
     def __init__(
         self,
@@ -83,7 +86,8 @@ class GradientMoment(Metric):
             )
         for name in ("moment_sum", "square_sum", "samples_sum", "data_sum"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pair_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("pair_count", "sample_rows", "data_rows", "nonfinite_count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, samples: Tensor | Sequence[str], data: Tensor | Sequence[str]) -> None:
         """Add one pair of batches, each an even number of rows.
@@ -113,6 +117,9 @@ class GradientMoment(Metric):
         self.samples_sum += s1_s2
         self.data_sum += d1_d2
         self.pair_count += 1
+        self.sample_rows += len(samples)
+        self.data_rows += len(data)
+        self.nonfinite_count += int(not moment.isfinite())
 
     def compute(self) -> Tensor:
         """The mean over pairs of batches, a float64 scalar; nan without any."""
@@ -146,6 +153,10 @@ class GradientMoment(Metric):
                 "uncentred_samples": float(samples),
                 "uncentred_data": float(data),
                 "pairs": int(self.pair_count),
+                "nonfinite_pairs": int(self.nonfinite_count),  # one makes the mean nan
+                "samples_per_half": _per_half(self.sample_rows, self.pair_count),
+                "data_per_half": _per_half(self.data_rows, self.pair_count),
+                "max_length": self.max_length or self.evaluator.context,
                 "eos": self.eos or "every token of token rows, published for texts",
                 **self.evaluator.identity(),
             }
@@ -213,6 +224,11 @@ class GradientMoment(Metric):
                     if part is not None:
                         sum_ += part
         return gradient
+
+
+def _per_half(rows: Tensor, pairs: Tensor) -> float:
+    """Rows in a half batch, averaged over pairs."""
+    return float(rows / (2 * pairs))
 
 
 def _dot(left: Gradient, right: Gradient) -> Tensor:

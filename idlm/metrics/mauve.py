@@ -157,6 +157,7 @@ class Mauve(Metric):
             "scaling": self.scaling,
             "samples": len(samples),
             "data": len(data),
+            "min_samples": self.min_samples,
             "max_length": self.max_length,
             "truncated_samples": int(self.cut_samples),
             "truncated_data": int(self.cut_data),
@@ -205,7 +206,8 @@ class Mauve(Metric):
         device = self.evaluator.device
         with self.evaluator.judging() as model:
             # the network below the head: no logits, which would be the largest tensor by far
-            hidden = model.base_model(
+            below: Any = model.base_model
+            hidden = below(
                 input_ids=tokens.to(device), attention_mask=attention.to(device), use_cache=False
             ).last_hidden_state
         places = torch.arange(len(rows), device=hidden.device)
