@@ -8,6 +8,7 @@ from typing import Any
 
 from idlm.errors import UserError
 from idlm.metrics.evaluators import Evaluator, need_tokenizer
+from idlm.metrics.registry import AGAINST_REFERENCE
 from idlm.paths import BUNDLED_MODELS, repo_dir, resolve
 
 # The fewest that published numbers of this family rest on: IDLM's 10 batches of 8.
@@ -51,6 +52,12 @@ def result_warnings(result: Mapping[str, Any]) -> list[str]:
 
 def _comparison_warnings(result: Mapping[str, Any]) -> list[str]:
     where, said = result["source"], []
+    for name in AGAINST_REFERENCE:
+        if name in result and f"{name}_details" not in result:
+            said.append(
+                f"{where}: too few rows of the text are left to hold it against, so {name} has no "
+                "real-against-real value"
+            )
     moment = result.get("gradient_moment_details")
     if moment and moment["nonfinite_pairs"]:
         said.append(
