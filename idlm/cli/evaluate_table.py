@@ -76,9 +76,7 @@ def print_table(
     console.print(table)
 
 
-_ENTROPY = (
-    "Entropy: unigrams of each sequence of the model's own tokens, mean over sequences."
-)
+_ENTROPY = "Entropy: unigrams of each sequence of the model's own tokens, mean over sequences."
 
 
 def _columns(name: str, both_rules: bool) -> list[tuple[str, str, int]]:

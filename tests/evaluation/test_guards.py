@@ -117,9 +117,7 @@ def test_an_evaluator_that_made_the_samples_is_said(tokenizers: tuple[str, str])
 
 def test_the_bundled_evaluator_shares_tokenizer_and_corpus_with_the_bundled_student() -> None:
     judge = load_evaluator("python-docs-evaluator", device="cpu")
-    (said,) = family_warnings(
-        "python-docs-student-16step", judge, tokenizer=None, retokenized=True
-    )
+    (said,) = family_warnings("python-docs-student-16step", judge, tokenizer=None, retokenized=True)
     assert "has the tokenizer and corpus of python-docs-student-16step" in said
 
 

@@ -128,7 +128,6 @@ def test_texts_padded_no_further_than_counts_equal_rows_padded_to_the_end(
         assert float(a) == pytest.approx(float(b), **CLOSE)
 
 
-
 def test_real_text_against_real_text_is_zero_within_its_error_and_generated_is_not(
     judge: Any,
 ) -> None:

@@ -88,9 +88,7 @@ def test_every_seed_is_one_score_and_the_mean_and_spread_are_reported(
     assert found["evaluator_dtype"] == "float32"
 
 
-def test_too_few_texts_are_refused_with_both_sizes(
-    judge: Any, calls: list[dict[str, Any]]
-) -> None:
+def test_too_few_texts_are_refused_with_both_sizes(judge: Any, calls: list[dict[str, Any]]) -> None:
     metric = Mauve(judge)
     metric.update(torch.randint(0, 28, (12, 4)), torch.randint(0, 28, (30, 4)))
     with pytest.raises(UserError, match="compares 12 generated with 30 real .* fewer than 1000"):
