@@ -131,7 +131,9 @@ class Judges:
         """
         from idlm.metrics.mauve import check_sizes
 
-        for samples in sets if self.mauve is not None else []:
+        if self.mauve is None:
+            return
+        for samples in sets:
             check_sizes(len(samples.texts), len(reference.texts), self.mauve.min_samples)
 
     def measure(

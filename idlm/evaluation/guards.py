@@ -93,30 +93,24 @@ def family_warnings(
         retokenized: whether the evaluator read texts, or the samples' own token ids.
     """
     if checkpoint is None:
-        return [
-            "the samples name no checkpoint, so it is unknown whether evaluator "
-            f"{evaluator.name} is of its family"
-        ]
+        unknown = f"it is unknown whether evaluator {evaluator.name} is of its family"
+        return [f"the samples name no checkpoint, so {unknown}"]
     if _same_folder(checkpoint, evaluator):
-        return [
+        said = (
             f"evaluator {evaluator.name} is the model that made the samples: a perplexity under it "
             "says how sure it is of itself, and its gradient moment holds the reference's "
             "gradients alone; choose another --evaluator"
-        ]
-    own = _vocabulary(checkpoint)
-    said = []
-    if tokenizer is not None and own is not None and _vocabulary(tokenizer) not in (None, own):
-        said.append(
-            f"--tokenizer {tokenizer} is not that of {checkpoint}: texts, reference and entropy "
-            "are not in its tokens"
         )
+        return [said]
+    own = _vocabulary(checkpoint)
     if own is None:
-        return [
-            *said,
-            f"the tokenizer of {checkpoint} cannot be opened, so it is unknown whether evaluator "
-            f"{evaluator.name} is of its family",
-        ]
-    return [*said, _tokenizer_sentence(checkpoint, own, evaluator, retokenized)]
+        unknown = f"it is unknown whether evaluator {evaluator.name} is of its family"
+        return [f"the tokenizer of {checkpoint} cannot be opened, so {unknown}"]
+    shared = _tokenizer_sentence(checkpoint, own, evaluator, retokenized)
+    if tokenizer is None or _vocabulary(tokenizer) in (None, own):
+        return [shared]
+    changed = f"--tokenizer {tokenizer} is not that of {checkpoint}: texts and reference are in "
+    return [f"{changed}other tokens than the model's", shared]
 
 
 def _tokenizer_sentence(

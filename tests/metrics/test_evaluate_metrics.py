@@ -232,8 +232,10 @@ def test_a_sample_that_is_not_finite_is_shown_in_the_table(
     folder = tmp_path / "broken"
     judge.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    file = written(tmp_path / "s.jsonl", ["abc<|endoftext|>", "hello"], tokenizer)
-    [row] = evaluated(tmp_path, "--samples", file, "--evaluator", str(folder))["results"]
+    file = written(tmp_path / "s.jsonl", ["abc", "hello"], tokenizer)
+    # one by one: in a batch a nan reaches padding, and from there every token
+    judged = ["--evaluator", str(folder), "--batch-size", "1"]
+    [row] = evaluated(tmp_path, "--samples", file, *judged)["results"]
     taken = capsys.readouterr()
     assert row["gen_ppl"] is None
     assert row["nonfinite_samples"] == 1

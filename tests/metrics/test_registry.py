@@ -23,7 +23,7 @@ def test_an_unknown_name_is_refused_with_the_near_one(given: str, near: str) -> 
 
 
 def test_a_name_like_no_other_is_refused_with_all() -> None:
-    with pytest.raises(UserError, match="'zzzzzz' is unknown: use some of .*self_bleu_4"):
+    with pytest.raises(UserError, match=r"'zzzzzz' is unknown: use some of .*self_bleu_4"):
         check_metrics(["zzzzzz"])
 
 
