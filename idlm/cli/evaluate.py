@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges
+from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges, reads_text
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
 
@@ -86,7 +86,8 @@ def run(argv: list[str]) -> None:
 
     # Files are read, and the evaluator is opened, before hours of generation; so is the reference,
     # after the first set, whose length it takes.
-    read = [_read(path, needs_text=not args.no_retokenize) for path in args.samples or []]
+    text = reads_text(args, names)
+    read = [_read(path, needs_text=text) for path in args.samples or []]
     judges = open_judges(args, names)
     made = iter(read or _generated(args))
     sets = read or [next(made)]
@@ -176,7 +177,7 @@ def _read(path: str, *, needs_text: bool) -> SampleSet:
     if needs_text and not is_decoded(header):
         raise UserError(
             f"{path} holds tokens without text, and re-tokenising needs the text: score the tokens "
-            "themselves with --no-retokenize, or generate again without --no-text"
+            "themselves with --no-retokenize (mauve cannot), or generate again without --no-text"
         )
     return SampleSet(path, [r["text"] or "" for r in rows], [r["tokens"] for r in rows], header)
 

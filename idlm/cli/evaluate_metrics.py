@@ -93,6 +93,12 @@ def check_options(args: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
+def reads_text(args: argparse.Namespace, names: Sequence[str]) -> bool:
+    """Whether a metric reads the samples' texts: MAUVE always, others unless told otherwise."""
+    own = {"gen_ppl", "gradient_moment"} & set(names) and not args.no_retokenize
+    return "mauve" in names or bool(own)
+
+
 def _check_mauve(args: argparse.Namespace) -> None:
     from idlm.metrics.mauve import MIN_SAMPLES, check_sizes, require_package
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from idlm.errors import UserError
 from idlm.metrics.evaluators import Evaluator, need_tokenizer
+from idlm.metrics.mauve import MIN_SAMPLES
 from idlm.metrics.registry import AGAINST_REFERENCE
 from idlm.paths import BUNDLED_MODELS, repo_dir, resolve
 
@@ -69,9 +70,16 @@ def _comparison_warnings(result: Mapping[str, Any]) -> list[str]:
             f"{where}: {moment['unused_samples']} of {result['num_samples']} samples fill no batch "
             "and are not in the gradient moment"
         )
-    empty = (result.get("mauve_details") or {}).get("empty_samples")
-    if empty:
-        said.append(f"{where}: {empty} empty samples are in MAUVE as a lone end of text")
+    mauve = result.get("mauve_details")
+    if mauve and mauve["empty_samples"]:
+        said.append(
+            f"{where}: {mauve['empty_samples']} empty samples are in MAUVE as a lone end of text"
+        )
+    if mauve and min(mauve["samples"], mauve["data"]) < MIN_SAMPLES:
+        said.append(
+            f"{where}: MAUVE of {mauve['samples']} against {mauve['data']} texts, fewer than "
+            f"{MIN_SAMPLES}, is biased; compare it with nothing but the reference's own row"
+        )
     return said
 
 

@@ -49,12 +49,14 @@ def test_failed_samples_are_counted_aloud() -> None:
 
 def test_what_a_comparison_left_out_is_said() -> None:
     moment = {"nonfinite_pairs": 1, "pairs": 4, "unused_samples": 6}
-    said = result_warnings(
-        {**RESULT, "gradient_moment_details": moment, "mauve_details": {"empty_samples": 2}}
-    )
+    mauve = {"empty_samples": 2, "samples": 999, "data": 1000}
+    said = result_warnings({**RESULT, "gradient_moment_details": moment, "mauve_details": mauve})
     assert any("1 of 4 pairs of batches have gradients that are not finite" in s for s in said)
     assert any("6 of 80 samples fill no batch" in s for s in said)
     assert any("2 empty samples are in MAUVE" in s for s in said)
+    assert any("MAUVE of 999 against 1000 texts, fewer than 1000, is biased" in s for s in said)
+    enough = {"empty_samples": 0, "samples": 1000, "data": 1000}
+    assert result_warnings({**RESULT, "mauve_details": enough}) == []
     (missing,) = result_warnings({**RESULT, "mauve": None})
     assert "mauve has no real-against-real value" in missing
 

@@ -191,6 +191,22 @@ def test_too_few_samples_for_mauve_are_refused_before_anything_is_generated(
         evaluated(tmp_path, "--checkpoint", "./gone", *reference, "--metrics", "mauve")
 
 
+@pytest.mark.usefixtures("package")
+def test_a_file_without_texts_has_metrics_of_tokens_and_no_mauve(
+    tmp_path: Path, reference: list[str]
+) -> None:
+    rows = [{"text": None, "tokens": [1, 2, 3, 1], "seed": 0, "index": i} for i in range(3)]
+    header = {"checkpoint": "./gone", "decoded": False}
+    file = str(write_samples(tmp_path / "tokens.jsonl", header, rows))
+    [row] = evaluated(tmp_path, "--samples", file, "--metrics", "self_bleu_2")["results"]
+    assert row["self_bleu_2"] == pytest.approx(1)
+    with pytest.raises(UserError, match=r"holds tokens without text.*mauve cannot"):
+        evaluated(
+            tmp_path, "--samples", file, *reference, "--no-retokenize", "--metrics", "mauve",
+            "--mauve-min-samples", "2",
+        )  # fmt: skip
+
+
 def test_a_reference_without_rows_to_spare_has_no_control_and_that_is_said(
     tmp_path: Path, reference: list[str], tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
