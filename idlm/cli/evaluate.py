@@ -1,4 +1,4 @@
-"""``idlm evaluate``: generative perplexity and entropy of samples, with their conditions."""
+"""``idlm evaluate``: perplexity, entropy and other numbers of samples, with their conditions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges, reads_text
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
-    from idlm.metrics.perplexity import GenerativePerplexity
+    from idlm.cli.evaluate_metrics import Judges
     from idlm.metrics.report import SampleSet
 
 
@@ -46,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = parser.add_argument_group("evaluator")
     judge.add_argument(
         "--evaluator",
-        default="gpt2-large",
-        help="folder or Hugging Face id of a causal language model (default: gpt2-large)",
+        help=f"folder or Hugging Face id of a causal language model (default: {EVALUATOR})",
     )
     judge.add_argument("--evaluator-revision", help="hub revision of the evaluator")
     judge.add_argument(
@@ -56,14 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument(
         "--eos",
         default="published",
-        choices=["published", "strict"],
-        help="which tokens count after an end of text (docs/metrics.md)",
+        choices=["published", "strict", "both"],
+        help="which tokens count after an end of text (docs/metrics.md); both: a column for each",
     )
     judge.add_argument("--no-retokenize", action="store_true", help="score the tokens as they are")
     judge.add_argument("--max-length", type=int, help="tokens scored of a sample")
     judge.add_argument("--batch-size", type=int, default=8, help="rows per forward pass")
     judge.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
     judge.add_argument("--device-map", help="auto: spread a large evaluator over devices")
+    add_options(parser)
     parser.add_argument("--output", metavar="FILE", help="write everything as JSON")
     return parser
 
@@ -79,37 +80,75 @@ def run(argv: list[str]) -> None:
     """
     args = _parser().parse_args(argv)
     _check(args)
+    names = check_options(args)
+    from idlm.cli.evaluate_reference import reference_sets
+    from idlm.metrics.report import summarize, write_json
+
+    # Files are read, and the evaluator is opened, before hours of generation; so is the reference,
+    # after the first set, whose length it takes.
+    text = reads_text(args, names)
+    read = [_read(path, needs_text=text) for path in args.samples or []]
+    judges = open_judges(args, names)
+    made = iter(read or _generated(args))
+    sets = read or [next(made)]
+    against: list[SampleSet] = []
+    others = None
+    if args.reference:
+        reference, others = reference_sets(args, sets)
+        judges.check_reference(sets, reference)
+        against = [reference]
+    sets = read or [*sets, *made]
+    results = _measured(judges, sets, against, others)
+    summary = summarize(results)
+    said = _warnings(args, judges, sets, results)
+    _print(args, judges, results, summary)
+    for sentence in said:
+        print(f"idlm: warning: {sentence}", file=sys.stderr)
+    if args.output:
+        document = _document(argv, names, results, summary, said)
+        print(f"written: {write_json(args.output, document)}")
+
+
+def _measured(
+    judges: Judges, sets: list[SampleSet], against: list[SampleSet], others: SampleSet | None
+) -> list[dict[str, Any]]:
+    """Results of all sets, then of the reference, which is held against other rows of its text."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from idlm.metrics.perplexity import GenerativePerplexity
-    from idlm.metrics.report import measure, summarize, write_json
-
-    # Files are read, and the evaluator is opened, before hours of generation.
-    read = [_read(path, needs_text=not args.no_retokenize) for path in args.samples or []]
-    perplexity = GenerativePerplexity(
-        args.evaluator,
-        retokenize=not args.no_retokenize,
-        eos=args.eos,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-        device=args.device,
-        device_map=args.device_map,
-        revision=args.evaluator_revision,
-        dtype=args.evaluator_dtype,
-    )
-    sets = read or list(_generated(args))
-    if args.reference:
-        sets.append(_reference(args, sets))
-    results = []
+    data = against[0] if against else None
+    pairs = [(samples, data) for samples in sets]
+    pairs += [(reference, judges.control(others)) for reference in against]
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring", total=sum(len(s.texts) for s in sets))
-        for samples in sets:
-            results.append(measure(samples, perplexity, advance=lambda n: bar.advance(task, n)))
-    summary = summarize(results)
-    _print(results, summary, perplexity)
-    if args.output:
-        print(f"written: {write_json(args.output, _document(argv, results, summary))}")
+        total = judges.passes() * sum(len(samples.texts) for samples, _ in pairs)
+        task = bar.add_task("scoring", total=total)
+        return [
+            judges.measure(samples, other, advance=lambda n: bar.advance(task, n))
+            for samples, other in pairs
+        ]
+
+
+def _warnings(
+    args: argparse.Namespace,
+    judges: Judges,
+    sets: list[SampleSet],
+    results: list[dict[str, Any]],
+) -> list[str]:
+    """What must be said beside the numbers, each sentence once."""
+    from idlm.evaluation.guards import family_warnings, result_warnings
+
+    said = []
+    if judges.evaluator is not None:
+        for checkpoint in dict.fromkeys(s.header.get("checkpoint") for s in sets):
+            said += family_warnings(
+                checkpoint,
+                judges.evaluator,
+                tokenizer=args.tokenizer,
+                retokenized=judges.retokenize,
+            )
+    for result in results:
+        said += result_warnings(result)
+    return list(dict.fromkeys(said))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -138,7 +177,7 @@ def _read(path: str, *, needs_text: bool) -> SampleSet:
     if needs_text and not is_decoded(header):
         raise UserError(
             f"{path} holds tokens without text, and re-tokenising needs the text: score the tokens "
-            "themselves with --no-retokenize, or generate again without --no-text"
+            "themselves with --no-retokenize (mauve cannot), or generate again without --no-text"
         )
     return SampleSet(path, [r["text"] or "" for r in rows], [r["tokens"] for r in rows], header)
 
@@ -198,77 +237,43 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
             yield SampleSet(checkpoint, texts, tokens, header)
 
 
-def _reference(args: argparse.Namespace, sets: list[SampleSet]) -> SampleSet:
-    """Rows of real text: as long as the samples, tokenised alike, and at most as many.
-
-    Entropy depends on all three, so nothing else would compare.
-    """
-    import numpy as np
-    import torch
-
-    from idlm.data import tokenize_and_pack
-    from idlm.metrics.report import SampleSet
-    from idlm.models import decode
-
-    name = args.tokenizer or next((s.header.get("checkpoint") for s in sets), None)
-    tokenizer = _reference_tokenizer(name, args.revision if args.tokenizer is None else None)
-    length = max(len(row) for row in sets[0].tokens)  # with a stop rule they differ
-    rows = tokenize_and_pack(_documents(args.reference), tokenizer, length)
-    wanted = min(len(rows), max(len(s.texts) for s in sets))
-    chosen = rows[np.linspace(0, len(rows) - 1, wanted).round().astype(int)].astype(np.int64)
-    return SampleSet(
-        f"reference: {args.reference}",
-        decode(tokenizer, torch.from_numpy(chosen)),
-        chosen.tolist(),
-        {"length": length, "tokenizer": str(name), "rows_available": len(rows)},
-    )
-
-
-def _reference_tokenizer(name: str | None, revision: str | None) -> Any:
-    from idlm.models import load_tokenizer
-
-    hint = "to tokenise --reference as the samples are, give --tokenizer FOLDER"
-    if name is None:
-        raise UserError(f"the samples name no checkpoint: {hint}")
-    try:
-        return load_tokenizer(name, revision=revision)
-    except UserError as error:
-        raise UserError(f"{error} ({hint})") from error
-
-
-def _documents(reference: str) -> Iterator[str]:
-    """A file or folder whole, since it is named as held-out; a corpus by its validation split."""
-    from idlm.data.corpora import LocalText
-    from idlm.data.registry import open_corpus
-
-    if Path(reference).exists():
-        return LocalText(reference, validation=reference).documents("validation")
-    return open_corpus(reference).documents("validation")
-
-
 def _document(
-    argv: list[str], results: list[dict[str, Any]], summary: list[dict[str, Any]]
+    argv: list[str],
+    names: tuple[str, ...],
+    results: list[dict[str, Any]],
+    summary: list[dict[str, Any]],
+    said: list[str],
 ) -> dict[str, Any]:
     import torch
     import transformers
 
     from idlm import __version__
+    from idlm.metrics.registry import ALL_METRICS
 
     return {
         "command": ["idlm", "evaluate", *argv],
         "idlm": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "definitions": {name: ALL_METRICS[name].definition for name in names},
+        "warnings": said,
         "results": results,
         "summary": summary,
     }
 
 
 def _print(
+    args: argparse.Namespace,
+    judges: Judges,
     results: list[dict[str, Any]],
     summary: list[dict[str, Any]],
-    perplexity: GenerativePerplexity,
 ) -> None:
     from idlm.cli.evaluate_table import print_table
 
-    print_table(results, summary, perplexity.conditions())
+    print_table(
+        results,
+        summary,
+        None if judges.perplexity is None else judges.perplexity.conditions(),
+        metrics=("gen_ppl", "entropy") if args.metrics is None else judges.names,
+        both_rules=args.eos == "both",
+    )

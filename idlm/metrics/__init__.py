@@ -5,7 +5,10 @@ from __future__ import annotations
 from idlm.metrics.diversity import DistinctN, Entropy
 from idlm.metrics.evaluators import Evaluator, load_evaluator
 from idlm.metrics.gradient import GradientMoment
+from idlm.metrics.mauve import Mauve
 from idlm.metrics.perplexity import GenerativePerplexity
+from idlm.metrics.repetition import LongestRepeat, Repetition
+from idlm.metrics.self_bleu import SelfBLEU
 
 __all__ = [
     "DistinctN",
@@ -13,5 +16,9 @@ __all__ = [
     "Evaluator",
     "GenerativePerplexity",
     "GradientMoment",
+    "LongestRepeat",
+    "Mauve",
+    "Repetition",
+    "SelfBLEU",
     "load_evaluator",
 ]

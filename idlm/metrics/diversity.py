@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from idlm.errors import UserError
+from idlm.metrics.states import joined, standard_error
 
 MODES = ("per_sequence", "pooled")
 # 2 MB of counters; holds every vocabulary in use today and adds up across processes.
@@ -21,7 +22,12 @@ def _check_mode(mode: str) -> str:
     return mode
 
 
-def _check_rows(tokens: Tensor) -> Tensor:
+def check_rows(tokens: Tensor) -> Tensor:
+    """Rows ``[B, L]`` as int64.
+
+    Raises:
+        ValueError: if they are not integer rows of one or more tokens.
+    """
     if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)} and dtype {tokens.dtype}: give integer rows "
@@ -68,6 +74,7 @@ class Entropy(Metric):
     full_state_update = False
     higher_is_better = True
     entropy_sum: Tensor
+    square_sum: Tensor
     sample_count: Tensor
     counts: Tensor
 
@@ -80,7 +87,8 @@ class Entropy(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.mode = _check_mode(mode)
-        self.add_state("entropy_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("entropy_sum", "square_sum"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("sample_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         size = vocab_size if mode == "pooled" else 0
         self.add_state("counts", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
@@ -91,10 +99,12 @@ class Entropy(Metric):
         Raises:
             ValueError: if they are not integer rows, or exceed ``vocab_size``.
         """
-        tokens = _check_rows(tokens)
+        tokens = check_rows(tokens)
         self.sample_count += len(tokens)
         if self.mode == "per_sequence":
-            self.entropy_sum += sequence_entropies(tokens).sum().to(self.entropy_sum.device)
+            entropies = sequence_entropies(tokens).to(self.entropy_sum.device)
+            self.entropy_sum += entropies.sum()
+            self.square_sum += (entropies**2).sum()
             return
         counted = torch.bincount(tokens.flatten(), minlength=len(self.counts))
         if len(counted) > len(self.counts):
@@ -109,6 +119,14 @@ class Entropy(Metric):
         if self.mode == "per_sequence":
             return self.entropy_sum / self.sample_count
         return _entropy(self.counts) if bool(self.counts.any()) else self.entropy_sum / 0
+
+    def standard_error(self) -> Tensor:
+        """Standard error of a per-sequence mean over this process's rows; nan below two, or pooled.
+
+        The pooled entropy is no mean over rows and has none.
+        """
+        found = standard_error(self.entropy_sum, self.square_sum, self.sample_count)
+        return found if self.mode == "per_sequence" else torch.full_like(found, torch.nan)
 
 
 class DistinctN(Metric):
@@ -157,7 +175,7 @@ class DistinctN(Metric):
         Raises:
             ValueError: if they are not integer rows.
         """
-        tokens = _check_rows(tokens)
+        tokens = check_rows(tokens)
         if tokens.shape[1] < self.n or not len(tokens):
             return
         grams = tokens.unfold(1, self.n, 1)
@@ -173,9 +191,7 @@ class DistinctN(Metric):
         """A share in (0, 1], a float64 scalar; nan without n-grams."""
         if self.mode == "per_sequence":
             return self.share_sum / self.sample_count
-        # A list of batches; one tensor once torchmetrics has gathered all processes.
-        parts = [self.grams] if isinstance(self.grams, Tensor) else self.grams
-        grams = torch.cat(parts)
+        grams = joined(self.grams)
         # torch.unique(dim=0) refuses a tensor without rows.
         distinct = len(torch.unique(grams, dim=0)) if len(grams) else 0
         return torch.tensor(distinct, dtype=torch.float64) / self.gram_count

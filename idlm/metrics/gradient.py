@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from idlm.errors import UserError
 from idlm.metrics.evaluators import load_evaluator, need_tokenizer
 from idlm.metrics.scoring import check_rule, check_tokens, scored_positions
+from idlm.metrics.states import standard_error
 
 Gradient = list[Tensor]
 
@@ -34,11 +35,12 @@ class GradientMoment(Metric):
             with ``requires_grad`` counts, tied weights once.
         eos: which tokens count, "published" or "strict". By default every token of token rows,
             which hold no padding, and "published" for texts, which are padded with eos.
-        max_length: to which texts are cut and padded; the evaluator's context by default.
+        max_length: to which texts are cut; the evaluator's context by default.
         batch_size: rows per backward pass; it changes memory, not the result.
         device, device_map, revision, dtype: as in ``GenerativePerplexity``.
 
     Raises:
+        ValueError: if ``batch_size`` is below 1 or ``max_length`` below 2.
         UserError: if the evaluator cannot be loaded or has no trainable parameter.
     """
 
@@ -49,6 +51,9 @@ class GradientMoment(Metric):
     samples_sum: Tensor
     data_sum: Tensor
     pair_count: Tensor
+    sample_rows: Tensor
+    data_rows: Tensor
+    nonfinite_count: Tensor
 
     def __init__(
         self,
@@ -64,6 +69,10 @@ class GradientMoment(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if batch_size < 1 or (max_length is not None and max_length < 2):
+            raise ValueError(
+                f"batch_size={batch_size} must be 1 or more and max_length={max_length} 2 or more"
+            )
         self.eos = None if eos is None else check_rule(eos)
         self.max_length, self.batch_size = max_length, batch_size
         self.evaluator = load_evaluator(
@@ -77,14 +86,15 @@ class GradientMoment(Metric):
             )
         for name in ("moment_sum", "square_sum", "samples_sum", "data_sum"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pair_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("pair_count", "sample_rows", "data_rows", "nonfinite_count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, samples: Tensor | Sequence[str], data: Tensor | Sequence[str]) -> None:
         """Add one pair of batches, each an even number of rows.
 
         Args:
             samples: generated token rows ``[2b, L]`` of the evaluator's vocabulary, or texts,
-                which are stripped, tokenised and padded with eos to ``max_length``.
+                which are stripped, tokenised, cut to ``max_length`` and padded with eos.
             data: real ones, ``[2c, L]`` or texts.
 
         Raises:
@@ -107,6 +117,9 @@ class GradientMoment(Metric):
         self.samples_sum += s1_s2
         self.data_sum += d1_d2
         self.pair_count += 1
+        self.sample_rows += len(samples)
+        self.data_rows += len(data)
+        self.nonfinite_count += int(not moment.isfinite())
 
     def compute(self) -> Tensor:
         """The mean over pairs of batches, a float64 scalar; nan without any."""
@@ -117,10 +130,7 @@ class GradientMoment(Metric):
 
         Like ``uncentred`` it covers what this process has seen; ``details`` covers all.
         """
-        n = self.pair_count.double()
-        mean = self.moment_sum / n
-        variance = (self.square_sum / n - mean**2).clamp(min=0) * n / (n - 1)
-        return torch.where(n > 1, (variance / n).sqrt(), torch.nan)
+        return standard_error(self.moment_sum, self.square_sum, self.pair_count)
 
     def uncentred(self) -> tuple[Tensor, Tensor]:
         """Means of ``<g(samples_1), g(samples_2)>`` and ``<g(data_1), g(data_2)>``."""
@@ -143,6 +153,10 @@ class GradientMoment(Metric):
                 "uncentred_samples": float(samples),
                 "uncentred_data": float(data),
                 "pairs": int(self.pair_count),
+                "nonfinite_pairs": int(self.nonfinite_count),  # one makes the mean nan
+                "samples_per_half": _per_half(self.sample_rows, self.pair_count),
+                "data_per_half": _per_half(self.data_rows, self.pair_count),
+                "max_length": self.max_length or self.evaluator.context,
                 "eos": self.eos or "every token of token rows, published for texts",
                 **self.evaluator.identity(),
             }
@@ -172,13 +186,14 @@ class GradientMoment(Metric):
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer = need_tokenizer(self.evaluator)
-        length = self.max_length or self.evaluator.context
-        tokens = torch.full((len(texts), length), tokenizer.eos_token_id, dtype=torch.int64)
-        attention = torch.zeros_like(tokens)
         stripped = [text.strip() for text in texts]
-        if not stripped:
-            return tokens, attention
-        for i, row in enumerate(tokenizer(stripped, verbose=False)["input_ids"]):
+        rows = tokenizer(stripped, verbose=False)["input_ids"] if stripped else []
+        limit = self.max_length or self.evaluator.context
+        # One pad token may count, and nothing attends to the others: no need for all of them.
+        length = max(2, min(limit, max(map(len, rows), default=0) + 1))
+        tokens = torch.full((len(rows), length), tokenizer.eos_token_id, dtype=torch.int64)
+        attention = torch.zeros_like(tokens)
+        for i, row in enumerate(rows):
             kept = row[:length]
             tokens[i, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
             attention[i, : len(kept)] = 1
@@ -209,6 +224,11 @@ class GradientMoment(Metric):
                     if part is not None:
                         sum_ += part
         return gradient
+
+
+def _per_half(rows: Tensor, pairs: Tensor) -> float:
+    """Rows in a half batch, averaged over pairs."""
+    return float(rows / (2 * pairs))
 
 
 def _dot(left: Gradient, right: Gradient) -> Tensor:

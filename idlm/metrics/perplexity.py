@@ -11,7 +11,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from idlm.metrics.evaluators import load_evaluator, need_tokenizer, open_tokenizer
-from idlm.metrics.scoring import check_rule, check_tokens, scored_positions
+from idlm.metrics.scoring import EOS_RULES, check_rule, check_tokens, scored_positions
+
+# Per rule and sample, summed: nats a, tokens b, a^2, a b, b^2, whether scored, whether not finite.
+_SUMS = 7
 
 
 class GenerativePerplexity(Metric):
@@ -24,7 +27,11 @@ class GenerativePerplexity(Metric):
     add up across processes.
 
     A sample of fewer than two tokens scores none; it stays in ``sample_count`` and is reported in
-    ``unscored_count``, with any other sample of which no token counted.
+    ``unscored_samples``, with any other sample of which no token counted. A sample whose nats are
+    not finite is not left out: it makes the perplexity nan, and ``nonfinite_samples`` counts it.
+
+    Both end-of-text rules are kept from one forward pass: ``compute`` gives that of ``eos``,
+    ``by_rule`` both, each with its standard error over samples.
 
     Under "published" a text without eos that is shorter than its batch's longest has one pad
     token scored, so that number depends slightly on ``batch_size`` and order, as theirs does.
@@ -49,10 +56,8 @@ class GenerativePerplexity(Metric):
 
     full_state_update = False
     higher_is_better = False
-    nll_sum: Tensor
-    token_count: Tensor
+    sums: Tensor
     sample_count: Tensor
-    unscored_count: Tensor
     truncated_count: Tensor
 
     def __init__(
@@ -81,10 +86,22 @@ class GenerativePerplexity(Metric):
         self.evaluator = load_evaluator(
             evaluator, revision=revision, device=device, device_map=device_map, dtype=dtype
         )
+        self._measured: dict[str, dict[str, Any]] = {}
         self._counted: dict[str, int] = {}
-        self.add_state("nll_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("token_count", "sample_count", "unscored_count", "truncated_count"):
+        sums = torch.zeros(len(EOS_RULES), _SUMS, dtype=torch.float64)
+        self.add_state("sums", sums, dist_reduce_fx="sum")
+        for name in ("sample_count", "truncated_count"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def nll_sum(self) -> Tensor:
+        """Nats of all tokens that count under ``eos``, float64."""
+        return self.sums[EOS_RULES.index(self.eos), 0]
+
+    @property
+    def token_count(self) -> Tensor:
+        """How many tokens count under ``eos``, int64."""
+        return self.sums[EOS_RULES.index(self.eos), 1].long()
 
     def update(self, samples: Tensor | Sequence[str]) -> None:
         """Score samples.
@@ -103,19 +120,36 @@ class GenerativePerplexity(Metric):
         self.sample_count += len(rows)
         self.truncated_count += sum(len(row) > limit for row in rows)
         scorable = [row for row in cut if len(row) >= 2]
-        self.unscored_count += len(rows) - len(scorable)
         for start in range(0, len(scorable), self.batch_size):
             self._score(scorable[start : start + self.batch_size])
 
     def compute(self) -> Tensor:
-        """The perplexity, a float64 scalar; nan when no token was scored."""
+        """The perplexity under ``eos``, a float64 scalar; nan when no token was scored."""
+        # Kept for by_rule and conditions: here the states are those of all processes.
+        self._measured = {
+            rule: _summary(sums.tolist(), int(self.sample_count))
+            for rule, sums in zip(EOS_RULES, self.sums, strict=True)
+        }
+        own = self._measured[self.eos]
         self._counted = {
             "sample_count": int(self.sample_count),
-            "token_count": int(self.token_count),
-            "unscored_samples": int(self.unscored_count),
+            "token_count": own["token_count"],
+            "unscored_samples": own["unscored_samples"],
+            "nonfinite_samples": own["nonfinite_samples"],
             "truncated_samples": int(self.truncated_count),
         }
         return torch.exp(self.nll_sum / self.token_count)
+
+    def by_rule(self) -> dict[str, dict[str, Any]]:
+        """What each end-of-text rule gives, over all processes; call it on every one of them.
+
+        Returns:
+            For "published" and "strict": ``gen_ppl``; ``standard_error`` of it over samples, by
+            the delta method for a ratio of sums, nan below two samples; ``token_count``;
+            ``unscored_samples``; ``nonfinite_samples``.
+        """
+        self.compute()
+        return {rule: dict(found) for rule, found in self._measured.items()}
 
     def conditions(self) -> dict[str, Any]:
         """What a perplexity must be printed with: protocol, evaluator and counts.
@@ -169,24 +203,43 @@ class GenerativePerplexity(Metric):
     def _score(self, rows: list[Tensor]) -> None:
         """Add the scored tokens of at most ``batch_size`` rows of two or more tokens."""
         tokens, attention = _pad(rows, self.evaluator.eos_ids, self.evaluator.device)
-        counted = scored_positions(tokens, self.evaluator.eos_ids, self.eos, attention)
-        scored = torch.zeros(len(rows), dtype=torch.int64, device=tokens.device)
-        total = torch.zeros((), dtype=torch.float64)
+        counted = torch.stack(
+            [scored_positions(tokens, self.evaluator.eos_ids, r, attention) for r in EOS_RULES]
+        )
+        nats = torch.zeros(len(EOS_RULES), len(rows), dtype=torch.float64)
+        scored = torch.zeros_like(nats)
         with self.evaluator.judging() as model:
             for alive, piece, mask, valid in _pieces(
                 tokens, attention, counted, self.evaluator.context
             ):
                 logits = model(input_ids=piece, attention_mask=mask, use_cache=False).logits
-                for row, target, keep in zip(logits, piece, valid, strict=True):
+                for i, index in enumerate(alive.nonzero().flatten().tolist()):
                     # Row by row: a float32 copy of all logits would double the peak memory.
                     nll = torch.nn.functional.cross_entropy(
-                        row[:-1].float(), target[1:].to(row.device), reduction="none"
-                    )
-                    total += nll.double()[keep.to(row.device)].sum().cpu()
-                scored[alive] += valid.sum(-1)
-        self.nll_sum += total.to(self.nll_sum.device)
-        self.token_count += int(scored.sum())
-        self.unscored_count += int((scored == 0).sum())
+                        logits[i, :-1].float(), piece[i, 1:].to(logits.device), reduction="none"
+                    ).double()
+                    for rule, keep in enumerate(valid[:, i].to(logits.device)):
+                        nats[rule, index] += nll[keep].sum().cpu()
+                scored[:, alive.cpu()] += valid.sum(-1).cpu()
+        terms = [nats, scored, nats**2, nats * scored, scored**2, scored > 0, ~nats.isfinite()]
+        self.sums += torch.stack([term.double().sum(1) for term in terms], 1).to(self.sums.device)
+
+
+def _summary(sums: Sequence[float], samples: int) -> dict[str, Any]:
+    """Perplexity of one rule with its standard error and counts, from the row of ``sums``."""
+    nats, tokens, nats2, product, tokens2, scored, nonfinite = sums
+    mean = nats / tokens if tokens else math.nan
+    squares = max(nats2 - 2 * mean * product + mean**2 * tokens2, 0.0)  # sum of (a - mean b)^2
+    spread = math.sqrt(squares * scored / (scored - 1)) / tokens if scored > 1 else math.nan
+    # exp overflows where the mean is above 709 nats, and torch says inf
+    perplexity = float(torch.tensor(mean, dtype=torch.float64).exp())
+    return {
+        "gen_ppl": perplexity,
+        "standard_error": perplexity * spread,
+        "token_count": int(tokens),
+        "unscored_samples": samples - int(scored),
+        "nonfinite_samples": int(nonfinite),
+    }
 
 
 def _pad(rows: list[Tensor], eos_ids: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -206,7 +259,7 @@ def _pieces(
     """Cut ``[B, L]`` into pieces of the evaluator's context; each piece's first token is unscored.
 
     Yields which rows still have real tokens ``[B]``, then their tokens and attention ``[b, l]``
-    and which of tokens ``1 .. l-1`` count ``[b, l-1]``.
+    and which of tokens ``1 .. l-1`` count under each rule ``[R, b, l-1]``.
     """
     for start in range(0, tokens.shape[1], context):
         stop = min(start + context, tokens.shape[1])
@@ -216,5 +269,5 @@ def _pieces(
                 alive,
                 tokens[alive, start:stop],
                 attention[alive, start:stop],
-                counted[alive, start : stop - 1],
+                counted[:, alive, start : stop - 1],
             )

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idlm.metrics.diversity import DistinctN, Entropy
+from idlm.metrics.diversity import DistinctN
 from idlm.metrics.perplexity import GenerativePerplexity
+from idlm.metrics.registry import ALL_METRICS, DEFAULT_METRICS, TOKEN_METRICS, check_metrics
 from idlm.samples import replace_file
 
 # What a sample set was made with; sets that differ only in the seed are repetitions.
@@ -60,43 +61,83 @@ class SampleSet:
 
 def measure(
     samples: SampleSet,
-    perplexity: GenerativePerplexity,
+    perplexity: GenerativePerplexity | None,
     *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Every number of one sample set with its conditions, ready for JSON.
+    """The numbers of one sample set with their conditions, ready for JSON.
+
+    Entropy is always among them.
 
     Args:
         samples: the set.
-        perplexity: reset here and used; its evaluator is loaded once for many sets.
+        perplexity: reset here and used; its evaluator is loaded once for many sets. None where
+            ``metrics`` has no "gen_ppl".
+        metrics: of ``idlm.metrics.registry``; those against a reference are not made here.
         advance: told how many samples were just scored.
 
     Returns:
-        ``gen_ppl``, ``entropy`` (nats, mean over sequences), ``entropy_pooled`` (nats),
-        ``distinct_2``, the set's header, and the metric's conditions.
+        A number under each name (None for one that does not exist), with ``NAME_stderr``, its
+        standard error over samples, where there is one; for "gen_ppl" also that of both
+        end-of-text rules; the set's header, and the perplexity's conditions.
+
+    Raises:
+        UserError: if a metric is unknown.
+        ValueError: if "gen_ppl" is wanted and ``perplexity`` is None.
     """
-    largest = max(max(row) for row in samples.tokens)
-    metrics = {
-        "entropy": Entropy(),
-        "entropy_pooled": Entropy("pooled", vocab_size=largest + 1),
-        "distinct_2": DistinctN(2),
-    }
-    for rows in rows_by_length(samples.tokens):
-        for metric in metrics.values():
-            metric.update(rows)
-    perplexity.reset()
-    for batch in _scored_batches(samples, perplexity):
-        perplexity.update(batch)
-        if advance is not None:
-            advance(len(batch))
-    return {
+    names = check_metrics(metrics)
+    if perplexity is None and "gen_ppl" in names:
+        raise ValueError("gen_ppl is wanted but perplexity is None: give a GenerativePerplexity")
+    result = {
         **samples.header,
         "source": samples.source,
         "num_samples": len(samples.texts),
-        "gen_ppl": _number(perplexity.compute()),
-        **{name: _number(m.compute()) for name, m in metrics.items() if _has_value(m)},
-        **{f"gen_ppl_{k}" if k in _OWN else k: v for k, v in perplexity.conditions().items()},
     }
+    judged: dict[str, Any] = {}
+    if perplexity is not None and "gen_ppl" in names:
+        perplexity.reset()
+        for batch in _scored_batches(samples, perplexity):
+            perplexity.update(batch)
+            if advance is not None:
+                advance(len(batch))
+        result |= _perplexities(perplexity)
+        judged = perplexity.conditions()
+    return {
+        **result,
+        **_token_numbers(samples.tokens, [name for name in names if name in TOKEN_METRICS]),
+        **{f"gen_ppl_{k}" if k in _OWN else k: v for k, v in judged.items()},
+    }
+
+
+def _perplexities(perplexity: GenerativePerplexity) -> dict[str, float | None]:
+    """The one that was asked for with its standard error, and that of each end-of-text rule."""
+    rules = perplexity.by_rule()
+    found = {
+        "gen_ppl": rules[perplexity.eos]["gen_ppl"],
+        "gen_ppl_stderr": rules[perplexity.eos]["standard_error"],
+        **{f"gen_ppl_{rule}": values["gen_ppl"] for rule, values in rules.items()},
+    }
+    return {name: _number(value) for name, value in found.items()}
+
+
+def _token_numbers(
+    tokens: Sequence[Sequence[int]], names: Sequence[str]
+) -> dict[str, float | None]:
+    """Metrics of the model's own tokens, with standard errors."""
+    size = max(max(row) for row in tokens) + 1
+    made: dict[str, Any] = {name: TOKEN_METRICS[name].build(size) for name in names}
+    for rows in rows_by_length(tokens):
+        for metric in made.values():
+            metric.update(rows)
+    found: dict[str, float | None] = {}
+    for name, metric in made.items():
+        if _has_value(metric):
+            found[name] = _number(metric.compute())
+            error = _number(metric.standard_error()) if hasattr(metric, "standard_error") else None
+            if error is not None:
+                found[f"{name}_stderr"] = error
+    return found
 
 
 # Conditions of the perplexity whose plain name could be taken for the sampler's.
@@ -142,13 +183,16 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_summary(group) for group in groups.values() if len(group) > 1]
 
 
+_SUMMARISED = (*ALL_METRICS, "gen_ppl_published", "gen_ppl_strict", "nfe", "seconds")
+
+
 def _summary(group: list[Mapping[str, Any]]) -> dict[str, Any]:
     first = group[0]
     summary = {name: first[name] for name in CONDITIONS if name in first}
     summary["sets"] = len(group)
     summary["seeds"] = [result.get("seed") for result in group]
     summary["num_samples"] = sum(result["num_samples"] for result in group)
-    for name in ("gen_ppl", "entropy", "entropy_pooled", "distinct_2", "nfe", "seconds"):
+    for name in _SUMMARISED:
         values = [result.get(name) for result in group]
         numbers = [float(v) for v in values if isinstance(v, (int, float))]
         if len(numbers) == len(values):
@@ -169,7 +213,7 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> Path:
     return replace_file(path, [text, "\n"])
 
 
-def _number(value: Tensor) -> float | None:
+def _number(value: Tensor | float) -> float | None:
     """A float, or None where JSON has no number for it."""
     number = float(value)
     return number if math.isfinite(number) else None

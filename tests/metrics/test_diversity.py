@@ -89,3 +89,12 @@ def test_wrong_modes_and_inputs_are_refused() -> None:
         Entropy().update(torch.ones(3))
     with pytest.raises(ValueError, match=r"vocab_size=8.*vocab_size=10"):
         Entropy("pooled", vocab_size=8).update(torch.tensor([[9]]))
+
+
+def test_entropy_per_sequence_has_a_standard_error_and_pooled_has_none() -> None:
+    metric, pooled = Entropy(), Entropy("pooled")
+    for each in (metric, pooled):
+        each.update(TWO_ROWS)
+    # values log 2 and 0: sd = log 2 / sqrt 2, divided by sqrt 2
+    assert float(metric.standard_error()) == pytest.approx(math.log(2) / 2, abs=1e-12)
+    assert torch.isnan(pooled.standard_error())

@@ -109,3 +109,46 @@ def test_wrong_inputs_are_refused_with_what_to_do(judge: Any) -> None:
         GradientMoment(judge).update(torch.ones(2, 33, dtype=torch.int64), even)
     with pytest.raises(UserError, match="no trainable parameter"):
         GradientMoment(judge.requires_grad_(False))
+
+
+def test_texts_padded_no_further_than_counts_equal_rows_padded_to_the_end(
+    judge_folder: Path, tokenizer: Any
+) -> None:
+    texts = ["abc", "hello", "xy", "ab<|endoftext|>c"]
+    rows = torch.zeros(4, 30, dtype=torch.int64)
+    for row, text in zip(rows, texts, strict=True):
+        ids = tokenizer(text)["input_ids"]
+        row[: len(ids)] = torch.tensor(ids)
+    lean = GradientMoment(judge_folder, max_length=30, device="cpu")
+    lean.update(texts, texts[::-1])
+    full = GradientMoment(judge_folder, eos="published", device="cpu")
+    full.update(rows, rows.flip(0))
+    assert float(lean.compute()) == pytest.approx(float(full.compute()), **CLOSE)
+    for a, b in zip(lean.uncentred(), full.uncentred(), strict=True):
+        assert float(a) == pytest.approx(float(b), **CLOSE)
+
+
+def test_real_text_against_real_text_is_zero_within_its_error_and_generated_is_not(
+    judge: Any,
+) -> None:
+    def batch(low: int, high: int) -> Tensor:
+        return torch.randint(low, high, (8, 12))
+
+    control, apart = GradientMoment(judge), GradientMoment(judge)
+    for _ in range(12):
+        control.update(batch(1, 15), batch(1, 15))
+        apart.update(batch(14, 28), batch(1, 15))
+    real, generated = control.details(), apart.details()
+    assert abs(real["gradient_moment"]) < 4 * real["standard_error"]
+    assert generated["gradient_moment"] > 6 * generated["standard_error"]
+    assert (real["samples_per_half"], real["data_per_half"]) == (4.0, 4.0)
+
+
+def test_gradients_that_are_not_finite_are_counted_and_the_moment_is_nan(judge: Any) -> None:
+    rows = torch.randint(0, 28, (2, 8))
+    metric = GradientMoment(judge)
+    metric.update(rows, rows.flip(0))
+    judge.transformer.wpe.weight.data[3] = torch.nan
+    metric.update(rows, rows.flip(0))
+    assert torch.isnan(metric.compute())
+    assert (metric.details()["nonfinite_pairs"], metric.details()["pairs"]) == (1, 2)

@@ -233,3 +233,50 @@ def test_wrong_inputs_are_refused_with_what_to_do(judge: Any, tokenizer: Any) ->
         GenerativePerplexity(judge, retokenize=False).update(["text"])
     with pytest.raises(UserError, match="knows 0 to 27"):
         GenerativePerplexity(judge, retokenize=False).update(torch.full((1, 4), 28))
+
+
+def test_one_pass_gives_both_rules_as_two_metrics_would(judge: Any, tokenizer: Any) -> None:
+    texts = ["ab<|endoftext|>cd", "hello", "a", "<|endoftext|>x"]
+    found = {}
+    for rule in ("published", "strict"):
+        metric = GenerativePerplexity((judge, tokenizer), eos=rule)
+        metric.update(texts)
+        found[rule] = metric.by_rule()
+        assert found[rule][rule]["gen_ppl"] == float(metric.compute())
+        assert found[rule][rule]["token_count"] == int(metric.token_count)
+    assert found["published"] == found["strict"]
+    assert found["strict"]["strict"]["gen_ppl"] != found["strict"]["published"]["gen_ppl"]
+    # strict: b and the eos of the first, four of the second, nothing of the others
+    assert found["strict"]["strict"]["token_count"] == 2 + 4
+    assert found["strict"]["strict"]["unscored_samples"] == 2
+    assert found["strict"]["published"]["unscored_samples"] == 1
+
+
+def test_standard_error_is_that_of_a_ratio_of_sums_over_samples(judge: Any) -> None:
+    rows = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
+    metric = GenerativePerplexity(judge, retokenize=False)
+    nats, tokens = [], []
+    for row in rows:
+        metric.update(torch.tensor([row]))
+        nats.append(sum(nll_by_hand(judge, row)))
+        tokens.append(len(row) - 1)
+    mean = sum(nats) / sum(tokens)
+    squares = sum((a - mean * b) ** 2 for a, b in zip(nats, tokens, strict=True))
+    expected = math.exp(mean) * math.sqrt(squares * 3 / 2) / sum(tokens)
+    found = metric.by_rule()["published"]["standard_error"]
+    assert found == pytest.approx(expected, rel=1e-4)  # differences of float32 sums
+    alone = GenerativePerplexity(judge, retokenize=False)
+    alone.update(torch.tensor([rows[0]]))
+    assert math.isnan(alone.by_rule()["published"]["standard_error"])
+
+
+def test_a_sample_that_is_not_finite_makes_the_perplexity_nan_and_is_counted(judge: Any) -> None:
+    judge.transformer.wpe.weight.data[3] = torch.nan
+    metric = GenerativePerplexity(judge, retokenize=False)
+    # the nan is at the fourth token's place, which predicts a fifth
+    metric.update(torch.tensor([[1, 2, 3]]))
+    assert math.isfinite(float(metric.compute()))
+    metric.update(torch.tensor([[1, 2, 3, 4, 5]]))
+    assert math.isnan(float(metric.compute()))
+    assert metric.conditions()["nonfinite_samples"] == 1
+    assert metric.conditions()["sample_count"] == 2
