@@ -5,6 +5,7 @@ from __future__ import annotations
 from idlm.metrics.diversity import DistinctN, Entropy
 from idlm.metrics.evaluators import Evaluator, load_evaluator
 from idlm.metrics.gradient import GradientMoment
+from idlm.metrics.likelihood import NelboPerplexity
 from idlm.metrics.perplexity import GenerativePerplexity
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Evaluator",
     "GenerativePerplexity",
     "GradientMoment",
+    "NelboPerplexity",
     "load_evaluator",
 ]
