@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MODES = {
     "--likelihood": ("idlm.cli.evaluate_likelihood", "NELBO perplexity of checkpoints on corpora"),
     "--gsm8k": ("idlm.cli.evaluate_gsm8k", "exact match on the problems of GSM8K"),
+    "--lm-eval": ("idlm.cli.evaluate_harness", "tasks of the LM Evaluation Harness"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         texts = list(_texts(args, checkpoint, model))
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("scoring", total=sum(len(text.rows) for text in texts))
+            advance = functools.partial(bar.advance, task)
             for text in texts:
                 metric = NelboPerplexity(
                     model,
@@ -138,8 +140,7 @@ def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     seed=args.seed,
                     batch_size=args.batch_size,
                 )
-                found = measure_likelihood(text, metric, advance=lambda n: bar.advance(task, n))
-                yield {**source, **found}
+                yield {**source, **measure_likelihood(text, metric, advance=advance)}
 
 
 def _texts(args: argparse.Namespace, checkpoint: str, model: DiffusionLM) -> Iterator[HeldOut]:
@@ -200,13 +201,16 @@ def _shown(row: dict[str, Any], name: str, digits: int) -> str:
 
 def _caption(results: Sequence[dict[str, Any]]) -> str:
     first = results[0]
-    lines = [
-        f"exp of nats per token, over all tokens of all rows. {first['statement']}.",
+    noise = (
         f"± is the Monte-Carlo error over {first['draws']} draws of times and corruptions "
-        f"(seed {first['seed']}, {first['network_dtype']} network), not that of another text.",
+        f"(seed {first['seed']}, {first['network_dtype']} network), not that of another text."
+    )
+    rows = (
         f"Rows: {first['wrapping']}; detokenised: {first['detokenized']}. Perplexities compare "
-        "only at equal tokenizer, length and wrapping.",
-    ]
+        "only at equal tokenizer, length and wrapping."
+    )
+    what = f"exp of nats per token, over all tokens of all rows. {first['statement']}."
+    lines = [what, noise, rows]
     if failed := sum(row["failed_rows"] for row in results):
         lines.append(f"{failed} rows had a value that is not finite and are left out.")
     if any(row["generator"] for row in results):

@@ -70,7 +70,12 @@ def reconstruction_nats(
     denoiser's probabilities in the place of x.
 
     Args:
-        model, tokens, t, noise, scored, latent: see :func:`diffusion_nats`.
+        model: a denoiser of the absorbing or the uniform process.
+        tokens: clean tokens, int64 ``[B, L]``.
+        t: times of z_t, ``[B]``.
+        noise: uniforms that decide the corruption, float64 ``[B, L]``.
+        scored: True where a token is noised and counts, bool ``[B, L]``; everywhere if not given.
+        latent: of the network, if it takes one.
 
     Returns:
         Nats, float64 ``[B]``.
