@@ -97,7 +97,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _problem(index: int, place: str, record: Any) -> Problem:
-    fields = [record.get(name) for name in ("question", "answer")] if isinstance(record, dict) else []
+    fields = (
+        [record.get(name) for name in ("question", "answer")] if isinstance(record, dict) else []
+    )
     if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
         raise UserError(
             f'{place} is not of the layout {{"question": "...", "answer": "... {MARKER} 42"}}; '

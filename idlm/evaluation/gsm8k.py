@@ -132,8 +132,8 @@ def answer_problems(
     answers = []
     for problem, prompt in zip(problems, prompts, strict=True):
         text = "" if prompt is None else completion_text(next(rows)[len(prompt) :], tokenizer)
-        verdict = metric.judge(text, problem.answer)
-        metric.count(verdict)
+        metric.update([text], [problem.answer])
+        (verdict,) = metric.verdicts
         answers.append(
             {
                 "index": problem.index,

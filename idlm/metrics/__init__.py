@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from idlm.metrics.diversity import DistinctN, Entropy
 from idlm.metrics.evaluators import Evaluator, load_evaluator
+from idlm.metrics.exact_match import ExactMatch
 from idlm.metrics.gradient import GradientMoment
 from idlm.metrics.likelihood import NelboPerplexity
 from idlm.metrics.perplexity import GenerativePerplexity
@@ -12,6 +13,7 @@ __all__ = [
     "DistinctN",
     "Entropy",
     "Evaluator",
+    "ExactMatch",
     "GenerativePerplexity",
     "GradientMoment",
     "NelboPerplexity",

@@ -63,6 +63,9 @@ class ExactMatch(Metric):
         limits: of programs.
         weak: run programs even where the kernel cannot hold them.
 
+    Attributes:
+        verdicts: of the last update.
+
     Raises:
         UserError: if the rule is unknown, or programs cannot be run here and ``weak`` is off.
     """
@@ -85,6 +88,8 @@ class ExactMatch(Metric):
         if rule in ("auto", "program"):
             require_isolation(weak=weak)
         self.rule, self.limits, self.weak = rule, limits or Limits(), weak
+        self.verdicts: list[Verdict] = []
+        self._counted: dict[str, int] = {}
         zeros = torch.zeros(len(VERDICTS), dtype=torch.int64)
         self.add_state("verdict_counts", zeros, dist_reduce_fx="sum")
 
@@ -100,8 +105,9 @@ class ExactMatch(Metric):
         """
         if len(completions) != len(answers):
             raise ValueError(f"{len(completions)} completions for {len(answers)} answers")
-        for completion, answer in zip(completions, answers, strict=True):
-            self.count(self.judge(completion, answer))
+        self.verdicts = [self.judge(*pair) for pair in zip(completions, answers, strict=True)]
+        for verdict in self.verdicts:
+            self.verdict_counts[VERDICTS.index(verdict.verdict)] += 1
 
     def judge(self, completion: str, answer: Fraction) -> Verdict:
         """What becomes of one completion; counts nothing."""
@@ -119,12 +125,10 @@ class ExactMatch(Metric):
             return Verdict(NO_ANSWER, None, how, "no number in it")
         return Verdict(CORRECT if same_number(number, answer) else WRONG, number, how)
 
-    def count(self, verdict: Verdict) -> None:
-        """Add one verdict of :meth:`judge`."""
-        self.verdict_counts[VERDICTS.index(verdict.verdict)] += 1
-
     def compute(self) -> Tensor:
         """The share that is correct, a float64 scalar in [0, 1]; nan without a completion."""
+        # of all processes, which only compute() sees
+        self._counted = dict(zip(VERDICTS, self.verdict_counts.tolist(), strict=True))
         counts = self.verdict_counts.double()
         return counts[VERDICTS.index(CORRECT)] / counts.sum()
 
@@ -132,10 +136,11 @@ class ExactMatch(Metric):
         """The share with its error over problems, and the count of every verdict that came up.
 
         The standard error is that of a mean of independent 0s and 1s; the interval is Wilson's at
-        95 %, which means something at 0 and 1, too. Call it where :meth:`compute` is.
+        95 %, which means something at 0 and 1, too. Counts are those of all processes; call it on
+        every one of them.
         """
-        share, total = float(self.compute()), int(self.verdict_counts.sum())
-        counts = dict(zip(VERDICTS, self.verdict_counts.tolist(), strict=True))
+        share, counts = float(self.compute()), self._counted
+        total = sum(counts.values())
         failed = {name: counts[name] for name in FAILURES if counts[name]}
         return {
             "exact_match": share,

@@ -106,6 +106,7 @@ class NelboPerplexity(Metric):
         self.seed, self.batch_size = seed, batch_size
         # not a submodule: the metric's device and dtype are no business of the model's
         self._model = [model.eval()]
+        self._found: dict[str, float | int] = {}
         self.add_state("nats", torch.zeros(draws, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("token_count", "row_count", "failed_rows"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -141,27 +142,26 @@ class NelboPerplexity(Metric):
 
     def compute(self) -> Tensor:
         """The perplexity exp(nats per token), a float64 scalar; nan without a scored row."""
-        return torch.exp(self.nats.mean() / self.token_count)
-
-    def details(self) -> dict[str, float | int]:
-        """The value with its Monte-Carlo error; in nats per token, and as a perplexity.
-
-        Call it where :meth:`compute` is: its sums are those of all processes.
-        """
-        self.compute()
         per_token = self.nats / self.token_count
-        error = float(per_token.std()) / math.sqrt(self.draws)
-        perplexity = float(per_token.mean().exp())
-        return {
+        # of all processes, which only compute() sees
+        self._found = {
             "nats_per_token": float(per_token.mean()),
-            "nats_per_token_stderr": error,
-            "perplexity": perplexity,
-            # first order: the error is small, or more draws are wanted
-            "perplexity_stderr": perplexity * error,
+            "nats_per_token_stderr": float(per_token.std()) / math.sqrt(self.draws),
             "tokens": int(self.token_count),
             "rows": int(self.row_count),
             "failed_rows": int(self.failed_rows),
         }
+        return per_token.mean().exp()
+
+    def details(self) -> dict[str, float | int]:
+        """The value with its Monte-Carlo error; in nats per token, and as a perplexity.
+
+        Counts are those of all processes; call it on every one of them.
+        """
+        perplexity = float(self.compute())
+        # first order: the error is small, or more draws are wanted
+        error = perplexity * self._found["nats_per_token_stderr"]
+        return {**self._found, "perplexity": perplexity, "perplexity_stderr": error}
 
     def conditions(self) -> dict[str, Any]:
         """What the value must be printed with."""

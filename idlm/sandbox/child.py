@@ -82,9 +82,10 @@ def main() -> None:
     printed = _Printed(limits["output"])
     sys.stdout = sys.stderr = printed
     namespace = _guarded_namespace(modules)
+    code = _compiled(source)
     os.write(1, READY)  # the parent's clock starts
     _forbid_events()
-    _run(source, namespace, printed, limits["entry"])
+    _run(code, namespace, printed, limits["entry"])
 
 
 def _import_allowed() -> dict[str, types.ModuleType]:
@@ -249,9 +250,11 @@ def _forbid_events() -> None:
     sys.addaudithook(hook)
 
 
-def _run(source: str, namespace: dict[str, Any], printed: _Printed, entry: str) -> NoReturn:
+def _run(
+    code: types.CodeType, namespace: dict[str, Any], printed: _Printed, entry: str
+) -> NoReturn:
     try:
-        exec(_longest_program(source), namespace)
+        exec(code, namespace)
         value = _value(namespace, printed, entry)
     except MemoryError:
         _BALLAST.clear()
@@ -267,6 +270,18 @@ def _run(source: str, namespace: dict[str, Any], printed: _Printed, entry: str) 
     if value is None:
         finish("no_answer", "no number or text returned, named result or answer, or printed")
     finish("answered", answer=value)
+
+
+def _compiled(source: str) -> types.CodeType:
+    """Code of the program, or its end: before the audit hook, which a syntax error would alarm."""
+    try:
+        return _longest_program(source)
+    except SyntaxError as error:
+        finish("syntax", f"{error.msg}, line {error.lineno}")
+    except (MemoryError, RecursionError) as error:
+        finish("memory", f"{type(error).__name__} of the parser")
+    except ValueError as error:  # a null byte
+        finish("syntax", str(error))
 
 
 def _longest_program(source: str) -> types.CodeType:

@@ -14,7 +14,7 @@ import pytest
 from idlm.errors import UserError
 from idlm.sandbox import FAILURES, Limits, Outcome, child, isolation, run, run_program
 
-SHORT = Limits(seconds=1.0, memory_mb=256, output=10_000)
+SHORT = Limits(seconds=0.4, memory_mb=256, output=10_000)
 
 # Every way to the operating system begins like one of these, without an import statement.
 POSIX = "random = __import__('random'); os = random._os\n"
@@ -77,7 +77,8 @@ HOSTILE = {
     "threads": ("import threading", {"import"}, "threading"),
     "threads through object": (
         LOADER + "load('_thread').start_new_thread(print, ())",
-        {"forbidden", "error"},
+        # without the filter Python before 3.12 starts it, and it dies with its process
+        {"forbidden", "error", "no_answer"},
         "",
     ),
     "garbage collector's objects": (LOADER + "load('gc').get_objects()", {"forbidden"}, "gc"),
@@ -145,7 +146,7 @@ def test_hostile_programs_fail_with_a_reason_and_leave_nothing(
     assert found.outcome in outcomes & set(FAILURES), found
     assert reason in found.detail, found
     assert found.answer is None
-    assert time.monotonic() - started < 20  # a second, and what a busy machine makes of it
+    assert time.monotonic() - started < 20  # the limit, and what a busy machine makes of it
     assert list(folder.iterdir()) == []
     for group in groups:
         with pytest.raises(ProcessLookupError):
