@@ -212,11 +212,12 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
 
 def _caption(first: dict[str, Any]) -> str:
     prompt = f"{'bos + ' * first['bos']}{first['template']!r}"
-    lines = [
+    how = (
         f"{first['data']}: one completion a problem, prompt {prompt}, length {first['length']}, "
         f"temperature {first['temperature']:g}, top-p {first['top_p']:g}, "
         f"{first['sampling_dtype']} draws; answers by the rule {first['answer_rule']!r}."
-    ]
+    )
+    lines = [how]
     if first["too_long"]:
         lines.append(f"{first['too_long']} prompts fill the row and count as not answered.")
     if kernel := first.get("program_isolation"):

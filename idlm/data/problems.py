@@ -97,15 +97,13 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _problem(index: int, place: str, record: Any) -> Problem:
-    fields = (
-        [record.get(name) for name in ("question", "answer")] if isinstance(record, dict) else []
-    )
-    if len(fields) != 2 or not all(isinstance(value, str) for value in fields):
+    found = record if isinstance(record, dict) else {}
+    question, answer = found.get("question"), found.get("answer")
+    if not isinstance(question, str) or not isinstance(answer, str):
         raise UserError(
             f'{place} is not of the layout {{"question": "...", "answer": "... {MARKER} 42"}}; '
             "give problems in the layout of GSM8K"
         )
-    question, answer = fields
     number = marked_number(answer)
     if number is None:
         raise UserError(f"{place}: its answer has no number behind {MARKER}; GSM8K's all have one")

@@ -58,7 +58,7 @@ def same_number(given: Fraction, wanted: Fraction) -> bool:
 
     The difference is at most a millionth of the larger of 1 and the wanted number.
     """
-    return abs(given - wanted) <= TOLERANCE * max(1, abs(wanted))
+    return abs(given - wanted) <= TOLERANCE * max(Fraction(1), abs(wanted))
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

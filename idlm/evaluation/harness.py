@@ -2,15 +2,6 @@
 
 The work is in :class:`MaskedHarness`, which knows nothing of the harness but the shape of its
 requests; :func:`register` makes the class that the harness is given.
-
-A masked model has no next-token probabilities. The likelihood of a continuation is bounded from
-below by minus its NELBO given the context, in the form that has the least noise (LLaDA,
-arXiv 2502.09992, eq. 14)::
-
-    - log p(y | c)  <=  E_n E_M [ |y| / n * sum over i in M of -log p(y_i | c, y without M) ]
-
-n uniform on 1 .. |y|, M a uniform set of n positions of y: equal to the integral over times of
-MDLM's NELBO from all masks to none, without its ends left out.
 """
 
 from __future__ import annotations
@@ -21,15 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from idlm import random
 from idlm.errors import UserError
+from idlm.evaluation.masked_likelihood import MaskedLikelihood, rolling_windows
 from idlm.models.modeling import DiffusionLM
-from idlm.objectives.chunks import in_chunks
-from idlm.processes import Absorbing
-from idlm.random import Stream
 from idlm.sampling.generate import generate
 
 if TYPE_CHECKING:
@@ -86,9 +71,11 @@ class MaskedHarness:
             )
         self.model, self.tokenizer = _open(checkpoint, tokenizer, revision, device)
         self.checkpoint = checkpoint if isinstance(checkpoint, str) else "in memory"
-        self.samples, self.steps, self.seed = samples, steps, seed
+        self.steps, self.seed = steps, seed
         self.temperature, self.top_p, self.max_gen_toks = temperature, top_p, max_gen_toks
-        self.batch_size = int(batch_size)
+        self.likelihood = MaskedLikelihood(
+            self.model, samples=samples, seed=seed, batch_size=int(batch_size)
+        )
 
     @property
     def tokenizer_name(self) -> str:
@@ -100,7 +87,7 @@ class MaskedHarness:
         return {
             "checkpoint": self.checkpoint,
             "likelihood": "lower bound: minus the NELBO of the continuation given the context",
-            "samples": self.samples,
+            "samples": self.likelihood.samples,
             "steps": self.steps,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -127,9 +114,10 @@ class MaskedHarness:
         """
         found, length = [], self.model.config.model_length
         for number, request in enumerate(self._bar(requests, "likelihoods", disable_tqdm)):
-            windows = rolling_windows(*reversed(self._encode_pair(*request.args)), length)
-            nats = math.fsum(self.nats(*window, number) for window in windows)
-            value = (-nats, all(self.is_greedy(*window) for window in windows))
+            context, target = self._encode_pair(*request.args)
+            windows = rolling_windows(target, context, length)
+            nats = math.fsum(self.likelihood.nats(*window, number) for window in windows)
+            value = (-nats, all(self.likelihood.is_greedy(*window) for window in windows))
             self._remember("loglikelihood", request, value)
             found.append(value)
         return found
@@ -153,7 +141,7 @@ class MaskedHarness:
         for number, request in enumerate(self._bar(requests, "texts", disable_tqdm)):
             tokens = self._encode(request.args[0])
             windows = rolling_windows(tokens, self._prefix(), self.model.config.model_length)
-            value = -math.fsum(self.nats(*window, number) for window in windows)
+            value = -math.fsum(self.likelihood.nats(*window, number) for window in windows)
             self._remember("loglikelihood_rolling", request, value)
             found.append(value)
         return found
@@ -173,89 +161,6 @@ class MaskedHarness:
             self._remember("generate_until", request, value)
             found.append(value)
         return found
-
-    def nats(self, context: Sequence[int], target: Sequence[int], number: int) -> float:
-        """The NELBO of the target given the context, in nats: the mean over ``samples`` maskings.
-
-        Args:
-            context: token ids before it, possibly none.
-            target: token ids; 0.0 for none.
-            number: of the request, which names the noise.
-
-        Raises:
-            UserError: if both do not fit into the model's context.
-        """
-        longest = self.model.config.model_length
-        if len(context) + len(target) > longest:
-            raise UserError(
-                f"a continuation of {len(target)} tokens behind {len(context)} does not fit into "
-                f"the model's context of {longest}"
-            )
-        if not target:
-            return 0.0
-        # a single token has a single masking, and n strata of counts are met by n samples
-        samples = 1 if len(target) == 1 else self.samples
-        total = 0.0
-        for start in range(0, samples, self.batch_size):
-            strata = torch.arange(start, min(start + self.batch_size, samples))
-            total += float(self._maskings(context, target, number, strata, samples).sum())
-        return total / samples
-
-    @torch.no_grad()
-    def is_greedy(self, context: Sequence[int], target: Sequence[int]) -> bool:
-        """Whether decoding by the likeliest tokens, the surest first, gives the target."""
-        row = torch.tensor([*context, *target], device=self.model.device)
-        state = row.clone()
-        state[len(context) :] = self._mask_id
-        while bool((left := state == self._mask_id).any()):
-            # times matter to conditioned networks alone: the share of the target that is masked
-            hidden = self._features(state.unsqueeze(0), left.sum() / len(target))[0]
-            log_probs = self._process.clean_log_probs(self.model.head(hidden[left]))
-            surest = int(log_probs.max(-1).values.argmax())
-            place = left.nonzero()[surest]
-            if int(log_probs[surest].argmax()) != int(row[place]):
-                return False
-            state[place] = row[place]
-        return True
-
-    @torch.no_grad()
-    def _maskings(
-        self,
-        context: Sequence[int],
-        target: Sequence[int],
-        number: int,
-        strata: Tensor,
-        samples: int,
-    ) -> Tensor:
-        """|y| / n times the nats at n masked positions, for some samples, float64 ``[S]``."""
-        size = len(target)
-        row = torch.tensor([*context, *target], device=self.model.device)
-        sample = (number * samples + strata).to(row.device)
-        key: dict[str, Any] = {"sample": sample, "seed": self.seed, "step": 0}
-        offset = random.uniform(stream=Stream.TIME, **key)
-        strata = strata.to(row.device)
-        count = ((strata + offset) / samples * size).long().clamp(max=size - 1) + 1
-        rank = random.uniform(size, stream=Stream.CORRUPT, **key).argsort(-1).argsort(-1)
-        masked = torch.zeros(len(sample), len(row), dtype=torch.bool, device=row.device)
-        masked[:, len(context) :] = rank < count.unsqueeze(-1)
-        tokens = row.expand(len(sample), -1)
-        states = torch.where(masked, self._mask_id, tokens)
-        hidden = self._features(states, count / size)
-
-        def nats(hidden: Tensor, x0: Tensor) -> tuple[Tensor]:
-            log_p = self._process.clean_log_probs(self.model.head(hidden))
-            return (-log_p.gather(-1, x0.unsqueeze(-1)).squeeze(-1).double(),)
-
-        found = torch.zeros(masked.shape, dtype=torch.float64, device=row.device)
-        size_v = self._process.vocab_size
-        (found[masked],) = in_chunks(nats, hidden[masked], tokens[masked], numbers=size_v)
-        return found.sum(-1) * size / count
-
-    def _features(self, states: Tensor, share: Tensor) -> Tensor:
-        """Features ``[B, L, D]`` at the times at which a share of all tokens is masked."""
-        alpha = (1.0 - share.double()).clamp(min=0.0).reshape(-1)
-        t = self._process.schedule.inverse(alpha).clamp(max=1.0)
-        return self.model.features(states, self._process.schedule.sigma(t).expand(len(states)))
 
     def _continue(self, context: str, settings: dict[str, Any], number: int) -> str:
         longest = self.model.config.model_length
@@ -282,16 +187,6 @@ class MaskedHarness:
         for stop in [until] if isinstance(until, str) else until:
             text = text.partition(stop)[0] if stop else text
         return text
-
-    @property
-    def _process(self) -> Absorbing:
-        process = self.model.process
-        assert isinstance(process, Absorbing)  # _open refuses others
-        return process
-
-    @property
-    def _mask_id(self) -> int:
-        return self._process.mask_id
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -322,29 +217,6 @@ class MaskedHarness:
         hook = getattr(self, "cache_hook", None)
         if hook is not None:
             hook.add_partial(kind, request.args, value)
-
-
-def rolling_windows(
-    tokens: Sequence[int], prefix: Sequence[int], length: int
-) -> list[tuple[list[int], list[int]]]:
-    """Cut a text into pairs (given, scored) of at most ``length`` tokens, each scored once.
-
-    Args:
-        tokens: of the text.
-        prefix: given before the first window.
-        length: the model's context, more than 1.
-
-    Returns:
-        The last window is given as much of what is before it as fits; those between, one token.
-    """
-    whole = [*prefix, *tokens]
-    windows, start = [], len(prefix)
-    while start < len(whole):
-        end = min(len(whole), start + length - min(start, 1))
-        first = max(0, end - length)
-        windows.append((whole[first:start], whole[start:end]))
-        start = end
-    return windows
 
 
 @functools.cache
@@ -379,11 +251,6 @@ def _open(
             tokenizer = load_tokenizer(tokenizer or checkpoint, revision=own)
     else:
         model = checkpoint.eval()
-    if not isinstance(model.process, Absorbing):
-        raise UserError(
-            f"the model's process is {model.process.name!r}; the harness's likelihoods are defined "
-            "here for masked models (absorbing)"
-        )
     if tokenizer is None:
         raise UserError("a model in memory has no tokenizer; give tokenizer=")
     return model, tokenizer

@@ -1,8 +1,10 @@
 """The process a generated program runs in: lock the doors, run it, say what it answered.
 
 Started by :mod:`idlm.sandbox.run` as ``python -I -S -B child.py LIMITS`` in an empty private
-folder, with an empty environment, and the program on stdin. It imports nothing of idlm. All it
-ever writes is one JSON object on stdout: ``outcome``, ``detail``, and if there is one an ``answer``.
+folder, with an empty environment, and the program on stdin. It imports nothing of idlm. What it
+writes on stdout is :data:`READY` and one JSON object: ``outcome``, ``detail`` and ``answer``.
+
+One file, and so a long one, because nothing else of the package is there to import.
 
 The order matters: imports and the program's text first, then limits, then the kernel's filter,
 after which no file, process or socket can be had by any means, then Python's own guards.
@@ -22,10 +24,30 @@ from typing import Any, NoReturn
 
 # What a program may import: the standard library's arithmetic, dates, text and containers.
 ALLOWED = (
-    "bisect calendar cmath collections collections.abc copy dataclasses datetime decimal enum "
-    "fractions functools heapq itertools math numbers operator random re statistics string time "
-    "typing"
-).split()
+    "bisect",
+    "calendar",
+    "cmath",
+    "collections",
+    "collections.abc",
+    "copy",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "enum",
+    "fractions",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "numbers",
+    "operator",
+    "random",
+    "re",
+    "statistics",
+    "string",
+    "time",
+    "typing",
+)
 # Imported by the above only when they are used, which would be too late; through the program's
 # own `__import__`, so that they count as allowed.
 _LAZY = ("_strptime", "_pydatetime", "locale")
@@ -34,8 +56,17 @@ READY = b"ready\n"
 
 # Audit events that harmless code raises; every other one ends the program.
 _HARMLESS = frozenset(
-    "compile exec builtins.id object.__getattr__ object.__setattr__ object.__delattr__ "
-    "sys._getframe sys.unraisablehook time.sleep".split()
+    [
+        "compile",
+        "exec",
+        "builtins.id",
+        "object.__getattr__",
+        "object.__setattr__",
+        "object.__delattr__",
+        "sys._getframe",
+        "sys.unraisablehook",
+        "time.sleep",
+    ]
 )
 _FORBIDDEN_NAMES = ("open", "input", "breakpoint", "help", "exit", "quit", "copyright", "credits")
 

@@ -150,10 +150,8 @@ def test_the_command_reports_share_error_reasons_and_conditions(
 ) -> None:
     records = [gold(folder, QUESTIONS[0]), gold(folder, QUESTIONS[1], short=1)]
     file, output = write(tmp_path / "test.jsonl", records), tmp_path / "out.json"
-    evaluate.run(
-        ["--gsm8k", file, "--checkpoint", str(folder), "--steps", "2", "4", "--answer", "last"]
-        + ["--device", "cpu", "--output", str(output)]
-    )
+    argv = ["--gsm8k", file, "--checkpoint", str(folder), "--steps", "2", "4", "--answer", "last"]
+    evaluate.run([*argv, "--device", "cpu", "--output", str(output)])
     results = json.loads(output.read_text())["results"]
     assert [row["steps"] for row in results] == [2, 4]
     for row in results:

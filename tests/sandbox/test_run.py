@@ -153,10 +153,31 @@ def test_hostile_programs_fail_with_a_reason_and_leave_nothing(
             os.killpg(group, 0)
 
 
+DATES = """
+from datetime import datetime as d
+result = (d.strptime('3 May 2021', '%d %B %Y') - d(2021, 5, 1)).days
+"""
+LIBRARY = """
+from dataclasses import dataclass
+from collections import Counter, namedtuple
+import re, statistics, itertools, typing
+@dataclass
+class Box:
+    n: int
+P = namedtuple('P', 'x')
+result = statistics.mean([Box(2).n, P(4).x, Counter('aaa')['a']])
+"""
+EGGS = """def simple_math_problem() -> int:
+    'Eggs.'
+    eggs = 16
+    return eggs - 7
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "answer"),
     [
-        ("def simple_math_problem() -> int:\n    '''Eggs.'''\n    eggs = 16\n    return eggs - 7", "9"),
+        (EGGS, "9"),
         ("def simple_math_problem():\n    return 7 / 2", "3.5"),
         ("def simple_math_problem():\n    print(5)", "5"),
         ("import math\nresult = math.ceil(2.1) * 10**20", "3" + "0" * 20),
@@ -164,23 +185,14 @@ def test_hostile_programs_fail_with_a_reason_and_leave_nothing(
         ("print('first')\nprint('The answer is', 4)\n\n", "The answer is 4"),
         ("from fractions import Fraction\nresult = Fraction(1, 3) * 3", "1"),
         ("from decimal import *\nresult = Decimal('1.10')", "1.10"),
-        (
-            "from datetime import datetime as d\n"
-            "result = (d.strptime('3 May 2021', '%d %B %Y') - d(2021, 5, 1)).days",
-            "2",
-        ),
-        (
-            "from dataclasses import dataclass\nfrom collections import Counter, namedtuple\n"
-            "import re, statistics, itertools, typing\n"
-            "@dataclass\nclass Box:\n    n: int\nP = namedtuple('P', 'x')\n"
-            "result = statistics.mean([Box(2).n, P(4).x, Counter('aaa')['a']])",
-            "3",
-        ),
+        (DATES, "2"),
+        (LIBRARY, "3"),
         ("import collections.abc\nresult = isinstance([], collections.abc.Sized) + 0", "1"),
         ("x = 5\ndef simple_math_problem():\n    return sum(x for _ in range(3))", "15"),
         ("result = eval('1 + 1')", "2"),
+        (EGGS + "Question: and now?", "9"),
     ],
-)  # fmt: skip
+)
 def test_honest_programs_answer(program: str, answer: str) -> None:
     assert run_program(program, weak=True) == Outcome("answered", "", answer)
 
@@ -257,10 +269,11 @@ def test_the_kernel_refuses_files_processes_and_sockets_without_pythons_guards(
         [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
     lines = done.stdout.splitlines()
-    names = "read write fork execute socket unlink kill limits listdir thread".split()
-    assert lines[:-1] == [f"{name} EPERM" for name in names], done
+    *refused, raw = [line.split(" ", 1)[1] for line in lines]
+    assert len(refused) == 10
+    assert set(refused) == {"EPERM"}, done
     if os.uname().machine == "x86_64":  # 41 is socket() there
-        assert lines[-1] == "raw -1 EPERM"
+        assert raw == "-1 EPERM"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -283,7 +296,7 @@ def test_without_a_kernel_filter_programs_run_only_when_that_is_accepted(
 ) -> None:
     off = {"seccomp": False, "network_namespace": False}
     monkeypatch.setattr(run, "isolation", lambda: off)
-    with pytest.raises(UserError, match="offers no system call filter .* --weak-sandbox"):
+    with pytest.raises(UserError, match=r"offers no system call filter .* --weak-sandbox"):
         run_program("result = 1")
     assert run_program("result = 1", weak=True).answer == "1"
 
