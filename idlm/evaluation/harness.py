@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAME = "idlm"
+# What the harness's command line asks for when the user asked for nothing.
+_HARNESS_DEVICE = "cuda:0"
 log = logging.getLogger(__name__)
 
 
@@ -240,10 +242,15 @@ def register() -> type:
 def _open(
     checkpoint: str | DiffusionLM, tokenizer: Any, revision: str | None, device: str | None
 ) -> tuple[DiffusionLM, PreTrainedTokenizerBase]:
+    import torch
+
     import idlm
     from idlm.devices import pick_device
     from idlm.models import load_tokenizer
 
+    if device == _HARNESS_DEVICE and not torch.cuda.is_available():
+        log.warning("there is no GPU: the harness's default device %s becomes cpu", device)
+        device = "cpu"
     if isinstance(checkpoint, str):
         model = idlm.load(checkpoint, revision=revision, device=pick_device(device))
         if tokenizer is None or isinstance(tokenizer, str):
