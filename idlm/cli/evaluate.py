@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,19 @@ if TYPE_CHECKING:
     from idlm.metrics.report import SampleSet
 
 
+# First words of other measurements, each with options and a --help of its own.
+MODES = {
+    "--likelihood": ("idlm.cli.evaluate_likelihood", "NELBO perplexity of checkpoints on corpora"),
+    "--gsm8k": ("idlm.cli.evaluate_gsm8k", "exact match on the problems of GSM8K"),
+    "--lm-eval": ("idlm.cli.evaluate_harness", "tasks of the LM Evaluation Harness"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="idlm evaluate", description=__doc__, allow_abbrev=False)
+    modes = "; ".join(f"`idlm evaluate {name} --help`: {what}" for name, (_, what) in MODES.items())
+    parser = Parser(
+        prog="idlm evaluate", description=__doc__, epilog=f"also: {modes}", allow_abbrev=False
+    )
     source = parser.add_argument_group("what is measured (one of --samples and --checkpoint)")
     source.add_argument("--samples", nargs="+", metavar="FILE", help="samples.jsonl files")
     source.add_argument("--checkpoint", nargs="+", metavar="X", help="generate with these first")
@@ -78,6 +90,10 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
+    for name, (module, _) in MODES.items():
+        if any(argument.partition("=")[0] == name for argument in argv):
+            importlib.import_module(module).run(argv)
+            return
     args = _parser().parse_args(argv)
     _check(args)
     names = check_options(args)

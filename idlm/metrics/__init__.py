@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from idlm.metrics.diversity import DistinctN, Entropy
 from idlm.metrics.evaluators import Evaluator, load_evaluator
+from idlm.metrics.exact_match import ExactMatch
 from idlm.metrics.gradient import GradientMoment
+from idlm.metrics.likelihood import NelboPerplexity
 from idlm.metrics.mauve import Mauve
 from idlm.metrics.perplexity import GenerativePerplexity
 from idlm.metrics.repetition import LongestRepeat, Repetition
@@ -14,10 +16,12 @@ __all__ = [
     "DistinctN",
     "Entropy",
     "Evaluator",
+    "ExactMatch",
     "GenerativePerplexity",
     "GradientMoment",
     "LongestRepeat",
     "Mauve",
+    "NelboPerplexity",
     "Repetition",
     "SelfBLEU",
     "load_evaluator",

@@ -96,18 +96,20 @@ def check_tokenizer(tokenizer: Any, config: DiffusionConfig, source: str) -> Non
 
 def decode(tokenizer: Any, tokens: Tensor) -> list[str]:
     """Text of token rows ``[N, L]``; a token that is still masked shows as ``[MASK]``."""
-    texts = []
-    for row in tokens.tolist():
-        pieces: list[str] = []
-        known: list[int] = []
-        for token in row:
-            if token < len(tokenizer):
-                known.append(token)
-                continue
-            pieces += [tokenizer.decode(known), "[MASK]"]
-            known = []
-        texts.append("".join([*pieces, tokenizer.decode(known)]))
-    return texts
+    return [decode_row(tokenizer, row) for row in tokens.tolist()]
+
+
+def decode_row(tokenizer: Any, row: list[int]) -> str:
+    """Text of token ids; one that is still masked shows as ``[MASK]``."""
+    pieces: list[str] = []
+    known: list[int] = []
+    for token in row:
+        if token < len(tokenizer):
+            known.append(token)
+            continue
+        pieces += [tokenizer.decode(known), "[MASK]"]
+        known = []
+    return "".join([*pieces, tokenizer.decode(known)])
 
 
 def _layout(path: Path) -> str | None:
