@@ -58,7 +58,7 @@ def make_report(
     found = collect(runs, published=None if published is None else Path(published))
     parts = sections(found, teacher=teacher, texts=texts)
     columns = [Column("file"), Column("is"), Column("sha256")]
-    sources = Table("sources", "What this was made from", columns, found.sources)
+    sources = Table("source-files", "What this was made from", columns, found.sources)
     page = render(Page(title, headlines(found), parts, sources, found))
     folder = Path(output)
     tables = [sources, *(table for part in parts for table in (*part.tables, *part.folded))]

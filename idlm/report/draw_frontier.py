@@ -145,7 +145,7 @@ def _against(
 def _looks(found: Frontier) -> dict[str, tuple[str, str]]:
     """Colour and marker of each model, the teacher's first."""
     labels = list(dict.fromkeys(point.label for point in found.points))
-    labels.sort(key=lambda label: label != found.teacher)
+    labels.sort(key=lambda label: label not in found.teachers)
     return {
         label: (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
         for number, label in enumerate(labels)
@@ -199,8 +199,9 @@ def _tag(panel: Axes, point: Point, colour: str, *, steps: bool) -> None:
     panel.annotate(
         text,
         (point.entropy, point.gen_ppl),
-        xytext=(6, 3) if steps else (5, -10),
+        xytext=(6, 3) if steps else (-5, 4),
         textcoords="offset points",
+        ha="left" if steps else "right",
         fontsize=9 if steps else 8,
         color=colour if steps else MUTED,
         fontweight="bold" if steps else "normal",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,22 +54,26 @@ class Frontier:
 
     Attributes:
         name: of the file.
-        teacher: label of the model the others are held against, if the file says.
         points: means over seeds.
         reference: (entropy in nats, GenPPL) of held-out text.
-        matched: rows that compare at equal entropy.
         records: everything that was measured, with its conditions.
         judge: the evaluator, in words.
+        teacher: label of the model the others are held against, if the file says.
+        teachers: labels of its points, more than one if it was sampled in several ways.
+        at_entropy: rows that compare at equal entropy, each with that entropy.
+        at_steps: rows that compare at equal steps, each with both entropies.
         unscored: rows that have no perplexity.
     """
 
     name: str
-    teacher: str | None
     points: Sequence[Point]
     reference: tuple[float, float] | None
-    matched: Sequence[Record]
     records: Sequence[Record]
     judge: str
+    teacher: str | None = None
+    teachers: Collection[str] = ()
+    at_entropy: Sequence[Record] = ()
+    at_steps: Sequence[Record] = ()
     unscored: int = 0
 
 

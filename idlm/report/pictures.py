@@ -6,6 +6,7 @@ Figures are as narrow as a phone's screen, so that their text keeps its size the
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 WIDTH = 4.8  # inches, of 72 units of the SVG each
-_PNG_DPI = 180
+_PNG_DPI = 150
 
 INK, MUTED, GRID, PAPER, OTHERS = "#1c1b1a", "#5d5b57", "#dddad4", "#fefefe", "#8a8781"
 # Okabe and Ito's palette, told apart by every kind of colour vision, then darker ones of it.
@@ -42,7 +43,8 @@ VARIABLES = {
 }
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
-_KEPT = ("metadata", "style")
+_DROPPED = ("metadata", "style")
+_DIGITS = re.compile(r"-?\d+\.\d{3,}")  # a hundredth of a point is enough
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def draw(
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     # text from outside is never mathematics, and what no font has is not worth a warning here
     look: Any = {**_look(), "svg.hashsalt": name}
@@ -102,6 +105,8 @@ def draw(
         _legend(figure, handles, height)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=_PNG_DPI, facecolor=PAPER)
+        for text in figure.findobj(Text):
+            text.set_path_effects([])  # the page's style draws halos, and letters stay text
         vector = io.BytesIO()
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None})
     return Picture(
@@ -153,21 +158,21 @@ def _inline(svg: bytes, name: str, alt: str) -> str:
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag.rpartition("}")[2] in _KEPT:
+            if child.tag.rpartition("}")[2] in _DROPPED:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.removeprefix(_SVG)
         if _LINK in element.attrib:
             element.set("href", element.attrib.pop(_LINK))
         for key, value in list(element.attrib.items()):
-            element.set(key, _attribute(element.tag, key, value, name))
+            element.set(key, _attribute(key, value, name))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": escape.one_line(alt)}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
 
 
-def _attribute(tag: str, key: str, value: str, name: str) -> str:
+def _attribute(key: str, value: str, name: str) -> str:
     if key == "id":
         return f"{name}-{value}"
     if key == "href":
@@ -179,4 +184,6 @@ def _attribute(tag: str, key: str, value: str, name: str) -> str:
         value = "; ".join(parts)
         for colour, variable in VARIABLES.items():
             value = value.replace(colour, f"var(--{variable})")
-    return " ".join(value.split()) if tag == "path" and key == "d" else value
+    if key in ("d", "x", "y", "transform"):
+        value = _DIGITS.sub(lambda match: f"{float(match[0]):.2f}", " ".join(value.split()))
+    return value

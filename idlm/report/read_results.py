@@ -80,7 +80,9 @@ def _frontier(
     teacher = _teacher(found)
     return Frontier(
         name=name,
-        teachers={p.label for p, row in zip(points, rows, strict=True) if p and row["label"] == teacher},
+        teachers={
+            p.label for p, row in zip(points, rows, strict=True) if p and row["label"] == teacher
+        },
         points=scored,
         reference=_reference(judge, found, path),
         at_entropy=[_with_entropy(row, rows, path) for row in at_entropy],
@@ -94,7 +96,9 @@ def _frontier(
 
 def _is_of(judge: tuple[Any, ...], evaluation: Any) -> bool:
     said = evaluation if isinstance(evaluation, dict) else {}
-    return all(want is None or said.get(key) == want for key, want in zip(_JUDGE, judge, strict=True))
+    return all(
+        want is None or said.get(key) == want for key, want in zip(_JUDGE, judge, strict=True)
+    )
 
 
 def _names(rows: Sequence[Record], path: Path) -> list[str]:

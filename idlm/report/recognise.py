@@ -11,7 +11,7 @@ from idlm.errors import UserError
 from idlm.report.checks import number, read_bytes, read_json, read_text, word
 from idlm.report.findings import Bench, Findings, SampleFile
 from idlm.report.read_logs import is_log, is_published, read_published, read_training
-from idlm.report.read_results import is_evaluation, is_frontier, read_evaluation, read_frontier
+from idlm.report.read_results import is_evaluation, is_frontier, read_evaluation, read_frontiers
 from idlm.samples import is_decoded, read_samples
 
 _KNOWN = (
@@ -114,7 +114,7 @@ def _add_samples(findings: Findings, path: Path) -> str:
 def _add_results(findings: Findings, path: Path) -> str:
     found = read_json(path)
     if is_frontier(found):
-        findings.frontiers.append(read_frontier(str(path), found, path))
+        findings.frontiers += read_frontiers(str(path), found, path)
         return "frontier" if "protocol" in found else "quickstart"
     if is_evaluation(found):
         findings.frontiers.append(read_evaluation(str(path), found, path))

@@ -15,7 +15,16 @@ from idlm.report.summaries import oracle_table, speed_tables, toy_table
 from idlm.report.tables import Column, Table
 
 # what distinguishes comparisons is shown first, whatever else a later version writes follows
-_MATCHED = ("label", "steps", "temperature", "teacher_steps", "ratio", "teacher_gen_ppl", "note")
+_FIRST = (
+    *("label", "steps", "temperature", "top_p", "entropy", "gen_ppl", "teacher_steps", "sweep"),
+    *("teacher_entropy", "teacher_gen_ppl", "ratio", "ratio_low", "ratio_high", "verdict"),
+)
+_VERDICTS = {
+    "gain": "a gain",
+    "no gain": "nothing is gained over a change of temperature",
+    "loss": "a loss",
+    "undecided": "without an interval, a ratio and no verdict",
+}
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,31 +53,35 @@ def sections(found: Findings, *, teacher: str | None, texts: int) -> list[Sectio
 
 
 def headlines(found: Findings) -> list[str]:
-    """What each frontier says at equal steps and equal entropy, a sentence for each student."""
+    """What each frontier says at equal steps and equal entropy."""
     lines = []
     for one in found.frontiers:
-        entropies = {(p.label, p.steps, p.temperature): p.entropy for p in one.points}
-        for row in one.matched:
-            if row.get("steps") != row.get("teacher_steps"):
-                continue
-            key = (row.get("label"), row.get("steps"), row.get("temperature"))
-            lines.append(_headline(one, row, entropies.get(key)))  # type: ignore[arg-type]
+        rows = [row for row in one.at_entropy if row.get("steps") == row.get("teacher_steps")]
+        told = [row for row in rows if isinstance(row.get("ratio"), float)]
+        lines += [_headline(one, row) for row in told]
+        if silent := [f"{r.get('label')} at {r.get('steps')}" for r in rows if r not in told]:
+            lines.append(
+                f"{one.name}: no comparison at equal steps and entropy for {', '.join(silent)} "
+                f"steps ({OUTSIDE} of the teacher's temperatures)."
+            )
     return lines
 
 
-def _headline(found: Frontier, row: Record, entropy: float | None) -> str:
-    who = f"{row.get('label')}, {row.get('steps')} steps"
-    ratio, teacher = row.get("ratio"), row.get("teacher_gen_ppl")
-    if not isinstance(ratio, float) or not isinstance(teacher, float) or entropy is None:
-        why = row.get("note") or OUTSIDE
-        return f"{who} ({found.name}): no comparison at equal entropy ({why})."
-    at = f"at the same {row['teacher_steps']} steps and the same entropy ({entropy:.2f} nats)"
-    gain = (
-        f"the student's GenPPL is {ratio:.2f} times its teacher's, {ratio * teacher:.1f} against "
-        f"{teacher:.1f}"
+def _headline(found: Frontier, row: Record) -> str:
+    """One row in words; only an interval can tell a gain from chance."""
+    low, high = row.get("ratio_low"), row.get("ratio_high")
+    interval = f" (interval {low:.2f} to {high:.2f})" if low and high else ""
+    verdict = _VERDICTS.get(str(row.get("verdict")), _VERDICTS["undecided"])
+    if row["ratio"] >= 1 and "verdict" not in row:
+        verdict = _VERDICTS["no gain"]
+    draws = "".join(f", {row[k]}" for k in ("sampler", "sampling_dtype") if k in row)
+    sweep = f"{row.get('sweep', 'temperature')} sweep"
+    return (
+        f"{found.name}: {row.get('label')}, {row['steps']} steps{draws}: GenPPL "
+        f"{row['gen_ppl']:.1f} at entropy {row['entropy']:.2f} nats is {row['ratio']:.2f} times"
+        f"{interval} that of its teacher at {row['teacher_steps']} steps and the same entropy "
+        f"({row['teacher_gen_ppl']:.1f}, {sweep}): {verdict}."
     )
-    verdict = "" if ratio < 1 else "; it has gained nothing over a change of temperature"
-    return f"{who} ({found.name}): {at}, {gain}{verdict}."
 
 
 def _frontier(number: int, found: Frontier, published: Sequence[Published]) -> Section:
@@ -82,8 +95,17 @@ def _frontier(number: int, found: Frontier, published: Sequence[Published]) -> S
     calls = draw_frontier.against_calls(f"{name}-calls", found)
     section.pictures += [calls] if calls else []
     section.tables = [_points(name, found)]
-    if found.matched:
-        section.tables.append(_matched(name, found.matched))
+    if found.at_entropy:
+        note = (
+            "The teacher's GenPPL is read off its curve at the same entropy: a ratio below 1 is in "
+            "the student's favour. Outside the curve there is no number."
+        )
+        title = "Against the teacher at equal entropy"
+        section.tables.append(_compared(f"{name}-at-entropy", title, found.at_entropy, note))
+    if found.at_steps:
+        note = "At equal steps alone, a lower GenPPL may be bought with entropy: compare both."
+        title = "Against the teacher at equal steps"
+        section.tables.append(_compared(f"{name}-at-steps", title, found.at_steps, note))
     section.folded = condition_tables(f"{name}-conditions", "Every condition", found.records)
     return section
 
@@ -98,10 +120,10 @@ def _warnings(found: Frontier) -> list[str]:
         worst = f"; their standard errors reach {max(shares):.0%} of a GenPPL" if shares else ""
         notes.append(f"Samples per seed: {min(counts)} at the least{worst}.")
     if found.unscored:
-        notes.append(f"{found.unscored} rows have no perplexity and are in no picture.")
+        notes.append(f"Rows without a perplexity, which are in no picture: {found.unscored}.")
     silent = sum(_unscored(record) for record in found.records)
     if silent:
-        notes.append(f"{silent} samples could not be scored; they count in no perplexity.")
+        notes.append(f"Samples that could not be scored and count in no perplexity: {silent}.")
     return notes
 
 
@@ -132,18 +154,16 @@ def _points(name: str, found: Frontier) -> Table:
     return Table(f"{name}-points", "Means over seeds", columns, rows, note)
 
 
-def _matched(name: str, rows: Sequence[Record]) -> Table:
+def _compared(name: str, title: str, rows: Sequence[Record], note: str) -> Table:
+    """Comparisons; a way of sampling or judging that all rows share is not repeated in each."""
     flat = [flatten(row) for row in rows]
-    extra = [key for row in flat for key in row if key not in _MATCHED]
-    keys = [*_MATCHED, *dict.fromkeys(extra)]
-    titles = {"teacher_gen_ppl": "teacher's GenPPL there", "ratio": "ratio of GenPPL"}
+    keys = list(dict.fromkeys(key for row in flat for key in row))
+    same = {k for k in keys if k not in _FIRST and len({row.get(k) for row in flat}) == 1}
+    keys = [*(k for k in _FIRST if k in keys), *(k for k in keys if k not in (*_FIRST, *same))]
+    titles = {"label": "model", "teacher_gen_ppl": "teacher's GenPPL", "gen_ppl": "GenPPL"}
+    titles |= {"entropy": "entropy (nats)", "teacher_entropy": "teacher's entropy (nats)"}
     columns = [Column(titles.get(key, key.replace("_", " ")), ".4g") for key in keys]
-    values = [[row.get(key) for key in keys] for row in flat]
-    note = (
-        "GenPPL over that of the teacher's temperature curve at the same entropy: below 1 is a "
-        "gain. Outside the curve there is no number."
-    )
-    return Table(f"{name}-matched", "At equal entropy", columns, values, note)
+    return Table(name, title, columns, [[row.get(key) for key in keys] for row in flat], note)
 
 
 def _training(number: int, run: Training) -> Section:
@@ -243,8 +263,8 @@ def _published(found: Sequence[Published]) -> Section:
     bare = [one for one in found if one.gen_ppl is not None and one.entropy is None]
     if bare:
         section.notes.append(
-            f"{len(bare)} rows state a GenPPL without entropy; it is left out, since alone it says "
-            "nothing."
+            f"Rows that state a GenPPL without entropy: {len(bare)}. It is left out, since alone it "
+            "says nothing."
         )
     keys = list(found[0].row)
     rows = []
@@ -255,7 +275,7 @@ def _published(found: Sequence[Published]) -> Section:
         numbers = {"genppl": one.gen_ppl, "entropy": one.entropy, "steps": one.steps}
         rows.append([_number(row[key], numbers.get(key)) for key in keys])
     columns = [Column({"genppl": "GenPPL", "entropy": "entropy (nats)"}.get(k, k)) for k in keys]
-    section.tables = [Table("published", "Published numbers", columns, rows)]
+    section.tables = [Table("published-numbers", "Published numbers", columns, rows)]
     return section
 
 

@@ -59,10 +59,11 @@ nav a{display:block;padding:.3em .7em;border:1px solid var(--line);border-radius
   border-radius:6px;padding:.8em 1.2em;margin:1.4em 0}
 .findings ul{margin:0;padding-left:1.1em}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:18px;
-  align-items:start}
+  align-items:start;margin:0 0 18px}
 figure,.table{margin:0 0 18px;background:var(--paper);border:1px solid var(--line);
   border-radius:8px;padding:16px;min-width:0}
 .figures figure{margin:0;height:100%}
+figure svg text{paint-order:stroke;stroke:var(--paper);stroke-width:2.5px}
 figure svg{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 figcaption,.note{font-size:.875rem;color:var(--muted);margin:.7em 0 0;max-width:90ch}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from idlm.report import make_report
 from idlm.samples import write_samples
 
 HOSTILE = '<script>alert("x")</script> & $x_1$ | `a` [b](javascript:c) \\input{d} =1+1'
@@ -173,15 +175,11 @@ def write_texts(path: Path, label: str, texts: list[str], **header: Any) -> Path
 @pytest.fixture
 def make() -> Any:
     """The builders above, which a test cannot import from here."""
-    import types
-
     return types.SimpleNamespace(**{k: v for k, v in globals().items() if not k.startswith("_")})
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """A folder with a file of every kind."""
-    folder = tmp_path / "results"
+def fill(folder: Path) -> Path:
+    """A folder with a file of every kind, and published numbers beside it."""
     write_json(folder / "frontier.json", frontier())
     write_json(
         folder / "toys.json",
@@ -197,5 +195,20 @@ def results(tmp_path: Path) -> Path:
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text(METRICS, encoding="utf-8")
     (run / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    (tmp_path / "published.csv").write_text(PUBLISHED, encoding="utf-8")
+    (folder.parent / "published.csv").write_text(PUBLISHED, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What :func:`fill` makes."""
+    return fill(tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A report of everything, and the folder it was made from; nobody changes either."""
+    folder = tmp_path_factory.mktemp("report")
+    results = fill(folder / "results")
+    made = make_report([results], folder / "out", published=folder / "published.csv")
+    return types.SimpleNamespace(page=made.page, files=made.files, results=results)

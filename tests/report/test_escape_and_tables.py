@@ -46,9 +46,7 @@ def test_a_text_in_csv_is_never_a_formula(text):
 def test_a_markdown_cell_shows_its_text_and_nothing_else():
     shown = table([("a|b <i>*c*</i> `d` [e](f) g_h\n# i", 1.23456789)]).markdown()
     line = shown.splitlines()[2]
-    assert line == (
-        r"| a\|b &lt;i&gt;\*c\*&lt;/i&gt; \`d\` \[e\](f) g\_h \# i | 1.23457 |"
-    )
+    assert line == (r"| a\|b &lt;i&gt;\*c\*&lt;/i&gt; \`d\` \[e\](f) g\_h \# i | 1.23457 |")
     assert shown.splitlines()[1] == "| --- | ---: |"
 
 
@@ -80,7 +78,7 @@ def test_a_label_that_matplotlib_would_hide_or_that_is_too_long_is_still_shown()
 def test_a_column_stands_right_only_if_all_of_it_is_numbers():
     found = table([("a", 1), ("b", None)]).numeric
     assert found == [False, True]
-    assert table([("a", "–"), ("b", 2)]).numeric == [False, False]
+    assert table([("a", "none"), ("b", 2)]).numeric == [False, False]
 
 
 def test_flatten_names_every_leaf():

@@ -35,7 +35,7 @@ def test_an_unknown_file_in_a_folder_is_left_out_aloud_and_refused_by_name(resul
     (results / "other.json").write_text('{"a": 1}')
     found = collect([results])
     assert [Path(name).name for name, _ in found.left_out] == ["other.json"]
-    with pytest.raises(UserError, match="other.json holds nothing that a report shows"):
+    with pytest.raises(UserError, match=r"other\.json holds nothing that a report shows"):
         collect([results / "other.json"])
 
 
@@ -94,7 +94,7 @@ def test_a_perplexity_that_is_none_is_refused(make, tmp_path, value):
 
 def test_a_number_too_large_for_a_float_is_refused(make, tmp_path):
     path = make.write_json(tmp_path / "a.json", make.frontier())
-    path.write_text(path.read_text().replace("60.123456789012345", "1e999"))
+    path.write_text(path.read_text().replace("40.0", "1e999"))
     with pytest.raises(UserError, match="no finite number"):
         collect([path])
 
@@ -177,5 +177,7 @@ def test_the_source_is_named_with_its_digest(results):
     (name, _, digest) = found[0]
     assert name.endswith("toys.json")
     assert len(digest) == 12
-    (results / "toys.json").write_text(json.dumps(json.loads((results / "toys.json").read_text())[:1]))
+    (results / "toys.json").write_text(
+        json.dumps(json.loads((results / "toys.json").read_text())[:1])
+    )
     assert collect([results / "toys.json"]).sources[0][2] != digest

@@ -59,14 +59,6 @@ def read(folder: Path) -> tuple[str, Reader]:
     return page, Reader(page)
 
 
-
-
-@pytest.fixture
-def report(results, tmp_path):
-    """The report of a folder with everything."""
-    return make_report([results], tmp_path / "out", published=tmp_path / "published.csv")
-
-
 def test_the_page_needs_no_other_file_and_no_network(report):
     page, reader = read(report.page.parent)
     assert not re.search(r"https?://", page)
@@ -107,7 +99,7 @@ def test_references_inside_the_drawings_stay_inside_their_own(report):
 
 def test_every_figure_says_in_words_what_it_shows(report):
     _, reader = read(report.page.parent)
-    drawings = [a for a in reader.all("svg")]
+    drawings = reader.all("svg")
     assert len(drawings) >= 7
     assert all(a["role"] == "img" and len(a["aria-label"]) > 30 for a in drawings)
     assert all(len(a["alt"]) > 30 for a in reader.all("img"))
@@ -117,22 +109,24 @@ def test_every_figure_says_in_words_what_it_shows(report):
 def test_drawings_take_the_colours_of_the_page(report):
     page, reader = read(report.page.parent)
     used = set(re.findall(r"var\(--([\w-]+)\)", page))
-    light, dark = (set(re.findall(r"--([\w-]+):", part)) for part in page.split("@media screen")[:2])
+    light, dark = (
+        set(re.findall(r"--(\w[\w-]*):", part)) for part in page.split("@media screen")[:2]
+    )
     assert used <= light
-    assert light == dark | set()
+    assert light == dark
     styles = " ".join(a.get("style", "") for tag, a in reader.elements if tag in ("path", "text"))
     assert "var(--series-0)" in styles
     assert not re.search(r"(fill|stroke): #", styles)
 
 
-def test_the_page_holds_the_conditions_of_every_record(report, results):
+def test_the_page_holds_the_conditions_of_every_record(report):
     _, reader = read(report.page.parent)
     shown = " ".join(reader.cells)
     for value in ("sha256:00ff", "models/student", "float64", "judge", "bf16-mixed", "a-teacher"):
         assert value in shown, value
     found = (report.page.parent / "tables" / "frontier-1-conditions.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(found)))
-    cells = json.loads((results / "frontier.json").read_text())["cells"]
+    cells = json.loads((report.results / "frontier.json").read_text())["cells"]
     assert [float(row["gen_ppl"]) for row in rows] == [cell["gen_ppl"] for cell in cells]
     same = (report.page.parent / "tables" / "frontier-1-conditions-shared.csv").read_text()
     everywhere = {row["condition"] for row in csv.DictReader(io.StringIO(same))} | set(rows[0])
@@ -177,11 +171,11 @@ def test_a_perplexity_stands_beside_its_entropy_in_every_table(report):
 
 
 def test_a_published_perplexity_without_entropy_is_left_out_aloud(report):
-    page, reader = read(report.page.parent)
-    table = (report.page.parent / "tables" / "published.csv").read_text()
+    _, reader = read(report.page.parent)
+    table = (report.page.parent / "tables" / "published-numbers.csv").read_text()
     assert "12.5" not in table
     assert "Bare" in table
-    assert "1 rows state a GenPPL without entropy" in reader.text
+    assert "Rows that state a GenPPL without entropy: 1." in reader.text
     assert "32.75±1.62" in table
 
 
@@ -213,14 +207,14 @@ def test_names_and_texts_from_outside_are_never_markup_nor_paths(make, tmp_path)
     end = "</pre></textarea></script><script>alert(1)</script><img src=x onerror=alert(1)>"
     make.write_texts(folder / "x.jsonl", "teacher", [end], order=hostile)
     make.write_texts(folder / "y.jsonl", "../" + hostile, ["{{ 7 * 7 }} {% raw %}" + end])
-    run = folder / "<b>run</b>"
+    run = folder / "<b>run<b>"
     run.mkdir()
     (run / "metrics.csv").write_text(make.METRICS.replace("train/fake_loss", "train/<i>"))
     (run / "config.yaml").write_text(f"a: {json.dumps(hostile)}\n<u>: 1\n")
     published = tmp_path / "p.csv"
     published.write_text(make.PUBLISHED.replace("MDLM", '"<script>alert(2)</script>"'))
     made = make_report([folder], tmp_path / "out", published=published, title=hostile)
-    page, reader = read(made.page.parent)
+    _, reader = read(made.page.parent)
     tags = {tag for tag, _ in reader.elements}
     assert not tags & {"i", "b", "u", "iframe", "input"}
     assert len(reader.all("script")) == 1
@@ -255,7 +249,7 @@ def test_the_teacher_can_be_named_and_must_be_there(make, tmp_path):
     made = make_report([folder], tmp_path / "out", teacher="second")
     page, _ = read(made.page.parent)
     assert page.index(">two</pre>") < page.index(">one</pre>")
-    with pytest.raises(UserError, match="--teacher is 'third'.*first, second"):
+    with pytest.raises(UserError, match=r"--teacher is 'third'.*first, second"):
         make_report([folder], tmp_path / "out", teacher="third")
 
 
@@ -296,8 +290,8 @@ def test_samples_that_could_not_be_scored_are_counted_on_the_page(make, tmp_path
     found["summary"][1]["gen_ppl_mean"] = None
     path = make.write_json(tmp_path / "a.json", found)
     _, reader = read(make_report([path], tmp_path / "out").page.parent)
-    assert "3 samples could not be scored" in reader.text
-    assert "1 rows have no perplexity" in reader.text
+    assert "Samples that could not be scored and count in no perplexity: 3." in reader.text
+    assert "Rows without a perplexity, which are in no picture: 1." in reader.text
 
 
 def test_the_floor_of_the_collapse_monitor_is_drawn(report):
@@ -340,7 +334,7 @@ def test_a_report_that_fails_leaves_the_one_before_it_whole(results, tmp_path, m
     with pytest.raises(UserError, match="cannot be written"):
         make_report([results], tmp_path / "out")
     assert made.page.read_bytes() == before
-    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def _fail(*_):
