@@ -33,7 +33,7 @@ def frontier(name: str, found: Frontier, published: Sequence[Published] = ()) ->
         from idlm.evaluation.held_out import draw_held_out
 
         (panel,) = axes
-        panel.margins(x=0.09, y=0.08)
+        panel.margins(x=0.12, y=0.08)
         others = _paint_published(panel, published)
         ours = [_paint_model(panel, label, found.points, looks[label]) for label in looks]
         panel.set_yscale("log")
@@ -216,14 +216,14 @@ def _paint_published(panel: Axes, published: Sequence[Published]) -> list[Line2D
     for one in published:
         if one.gen_ppl is not None and one.entropy is not None:
             methods.setdefault(one.label, []).append((one.entropy, one.gen_ppl))
-    handles = []
+    handles = [_proxy("published elsewhere:", OTHERS, "")] if methods else []
     for number, (label, places) in enumerate(methods.items()):
         marker = MARKERS[number % len(MARKERS)]
         # a second dozen of methods is told from the first by a dot
         fill = PAPER if number < len(MARKERS) else OTHERS
         look: dict[str, Any] = {"color": OTHERS, "marker": marker, "markerfacecolor": fill}
         panel.plot(*zip(*places, strict=True), linestyle="", markersize=5, zorder=2, **look)
-        handle = _proxy(f"{label} (published)", OTHERS, marker, size=5)
+        handle = _proxy(label, OTHERS, marker, size=5)
         handle.set_markerfacecolor(fill)
         handles.append(handle)
     return handles

@@ -23,7 +23,8 @@ _TEMPLATE = """\
 {% macro table(t) -%}
 <div class="table" id="{{ t.name }}">
 <h3>{{ t.title|line }}</h3>
-<div class="scroll{{ ' tall' if t.rows|length > tall }}" tabindex="0" role="region" \
+<div class="scroll{{ ' tall' if t.rows|length > tall }}{{ ' wide' if t.columns|length > 3 }}" \
+tabindex="0" role="region" \
 aria-label="{{ t.title|line }}">
 <table><thead><tr>
 {%- for column in t.columns %}<th scope="col"\

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-WIDTH = 4.8  # inches, of 72 units of the SVG each
+WIDTH = 4.3  # inches, of 72 units of the SVG each
 _PNG_DPI = 150
 
 INK, MUTED, GRID, PAPER, OTHERS = "#1c1b1a", "#5d5b57", "#dddad4", "#fefefe", "#8a8781"
@@ -44,6 +44,7 @@ VARIABLES = {
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _DROPPED = ("metadata", "style")
+_USED = re.compile(r"url\(#([^)]*)\)")
 _DIGITS = re.compile(r"-?\d+\.\d{3,}")  # a hundredth of a point is enough
 
 
@@ -109,9 +110,31 @@ def draw(
             text.set_path_effects([])  # the page's style draws halos, and letters stay text
         vector = io.BytesIO()
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(
-        name, title, alt, _inline(vector.getvalue(), name, alt), picture.getvalue(), caption
-    )
+    svg = _inline(vector.getvalue(), name, alt)
+    return Picture(name, title, alt, svg, smaller(picture.getvalue()), caption)
+
+
+def smaller(png: bytes) -> bytes:
+    """A PNG of at most 256 colours: a third of the size for drawings and heat maps.
+
+    Args:
+        png: a whole file.
+
+    Raises:
+        ValueError: if it is no PNG that can be read.
+    """
+    from PIL import Image
+
+    found = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(found, format="PNG", optimize=True)
+    except (OSError, SyntaxError, Warning, Image.DecompressionBombError) as error:
+        raise ValueError(f"no PNG that can be read ({error})") from error
+    return found.getvalue()
 
 
 def _look() -> dict[str, Any]:
@@ -144,7 +167,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D], height: float) -> None:
     if not handles:
         return
     labels = [escape.picture_label(handle.get_label()) for handle in handles]
-    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= 24 else 1
+    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= 20 else 1
     lines = -(-len(labels) // columns)
     figure.set_figheight(height + 0.17 * lines + 0.1)
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, columnspacing=1.2)
@@ -160,7 +183,10 @@ def _inline(svg: bytes, name: str, alt: str) -> str:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in _DROPPED:
                 parent.remove(child)
+    named = {value for element in root.iter() for value in _references(element)}
     for element in root.iter():
+        if element.get("id") not in named:
+            element.attrib.pop("id", None)
         element.tag = element.tag.removeprefix(_SVG)
         if _LINK in element.attrib:
             element.set("href", element.attrib.pop(_LINK))
@@ -170,6 +196,12 @@ def _inline(svg: bytes, name: str, alt: str) -> str:
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": escape.one_line(alt)}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+
+
+def _references(element: ElementTree.Element) -> list[str]:
+    """Names that an element refers to."""
+    link = element.get(_LINK, "").removeprefix("#")
+    return [link, *_USED.findall(" ".join(element.attrib.values()))]
 
 
 def _attribute(key: str, value: str, name: str) -> str:

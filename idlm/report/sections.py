@@ -10,6 +10,7 @@ from idlm.report import draw_bench, draw_frontier, draw_training
 from idlm.report.blocks import Image, Section
 from idlm.report.conditions import condition_tables, flatten, grouped
 from idlm.report.findings import Bench, Findings, Frontier, Published, Record, Training
+from idlm.report.pictures import smaller
 from idlm.report.sample_pairs import sample_section
 from idlm.report.summaries import oracle_table, speed_tables, toy_table
 from idlm.report.tables import Column, Table
@@ -21,11 +22,10 @@ _FIRST = (
 )
 _VERDICTS = {
     "gain": "a gain",
-    "no gain": "nothing is gained over a change of temperature",
+    "no gain": "nothing is gained over moving along that curve",
     "loss": "a loss",
-    "undecided": "without an interval, a ratio and no verdict",
+    "undecided": "no verdict",
 }
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def sections(found: Findings, *, teacher: str | None, texts: int) -> list[Section]:
@@ -72,15 +72,12 @@ def _headline(found: Frontier, row: Record) -> str:
     low, high = row.get("ratio_low"), row.get("ratio_high")
     interval = f" (interval {low:.2f} to {high:.2f})" if low and high else ""
     verdict = _VERDICTS.get(str(row.get("verdict")), _VERDICTS["undecided"])
-    if row["ratio"] >= 1 and "verdict" not in row:
-        verdict = _VERDICTS["no gain"]
-    draws = "".join(f", {row[k]}" for k in ("sampler", "sampling_dtype") if k in row)
-    sweep = f"{row.get('sweep', 'temperature')} sweep"
+    draws = "".join(f", {row[key]}" for key in ("sampler", "sampling_dtype") if row.get(key))
     return (
-        f"{found.name}: {row.get('label')}, {row['steps']} steps{draws}: GenPPL "
-        f"{row['gen_ppl']:.1f} at entropy {row['entropy']:.2f} nats is {row['ratio']:.2f} times"
-        f"{interval} that of its teacher at {row['teacher_steps']} steps and the same entropy "
-        f"({row['teacher_gen_ppl']:.1f}, {sweep}): {verdict}."
+        f"{row.get('label')}, {row['steps']} steps{draws}: GenPPL {row['gen_ppl']:.1f} at entropy "
+        f"{row['entropy']:.2f} nats, where its teacher's {row.get('sweep', 'temperature')} curve "
+        f"at {row['teacher_steps']} steps has {row['teacher_gen_ppl']:.1f}: {row['ratio']:.2f} times"
+        f"{interval}, {verdict} ({found.name})."
     )
 
 
@@ -210,9 +207,11 @@ def _toys(number: int, bench: Bench) -> Section:
         "Every method on data whose distribution is an exact table. Numbers are total variations "
         "from it, 0 at best; the floor is what as many samples of the table itself have."
     )
-    figure = bench.path.with_suffix(".png")
-    data = figure.read_bytes() if figure.is_file() else b""
-    if data.startswith(_PNG):
+    try:
+        data = smaller(bench.path.with_suffix(".png").read_bytes())
+    except (OSError, ValueError):
+        section.notes.append("No figure of the bench is beside its records, so none is shown.")
+    else:
         sets = len({record["dataset"] for record in bench.records})
         alt = (
             f"Heat maps of {sets} data sets: the true density, and what each method draws in one "
@@ -220,8 +219,6 @@ def _toys(number: int, bench: Bench) -> Section:
         )
         caption = "The bench's figure: samples of one step, and their total variation."
         section.images.append(Image(data, alt, caption, small=sets == 1))
-    else:
-        section.notes.append("The bench's figure is not beside its records, so none is shown.")
     section.tables = [toy_table(f"{name}-tv", bench)]
     results = ("tv", "js", "floor_tv", "floor_js", "train_seconds")
     groups = grouped(bench.records, over=("dataset", "seed", "steps"), without=results)
@@ -263,8 +260,8 @@ def _published(found: Sequence[Published]) -> Section:
     bare = [one for one in found if one.gen_ppl is not None and one.entropy is None]
     if bare:
         section.notes.append(
-            f"Rows that state a GenPPL without entropy: {len(bare)}. It is left out, since alone it "
-            "says nothing."
+            f"Rows that state a GenPPL without entropy: {len(bare)}. It is left out: alone it says "
+            "nothing."
         )
     keys = list(found[0].row)
     rows = []

@@ -64,7 +64,7 @@ figure,.table{margin:0 0 18px;background:var(--paper);border:1px solid var(--lin
   border-radius:8px;padding:16px;min-width:0}
 .figures figure{margin:0;height:100%}
 figure svg text{paint-order:stroke;stroke:var(--paper);stroke-width:2.5px}
-figure svg{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
+figure svg{display:block;width:100%;max-width:480px;height:auto;margin:0 auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 figcaption,.note{font-size:.875rem;color:var(--muted);margin:.7em 0 0;max-width:90ch}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
@@ -79,6 +79,8 @@ th{background:var(--head);font-weight:600}
 td{white-space:nowrap}
 td.long{white-space:normal;min-width:22ch;max-width:60ch;overflow-wrap:anywhere}
 th.number,td.number{text-align:right}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;z-index:1;background:var(--paper)}
+.wide th:first-child{background:var(--head);z-index:2}
 tbody tr:last-child td{border-bottom:0}
 .tall{max-height:26rem;overflow-y:auto}
 .tall thead th{position:sticky;top:0}

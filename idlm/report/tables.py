@@ -51,7 +51,7 @@ class Table:
         found = []
         for place in range(len(self.columns)):
             values = [row[place] for row in self.rows if row[place] is not None]
-            found.append(bool(values) and all(_is_number(value) for value in values))
+            found.append(all(_is_number(value) for value in values))
         return found
 
     @property

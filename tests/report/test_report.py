@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from idlm.cli.main import main
 from idlm.errors import UserError
@@ -183,14 +185,15 @@ def test_published_points_are_marked_as_other_conditions(report):
     page, _ = read(report.page.parent)
     figure = re.search(r'<figure id="frontier-1-published">.*?</figure>', page, re.DOTALL)[0]
     assert "measured under other conditions" in figure
-    assert "MDLM (published)" in figure
-    assert "Bare (published)" not in figure
+    assert ">published elsewhere:</text>" in figure
+    assert ">MDLM</text>" in figure
+    assert ">Bare</text>" not in figure
 
 
 def test_without_published_numbers_the_page_says_so(results, tmp_path):
-    made = make_report([results], tmp_path / "out")
+    made = make_report([results / "frontier.json"], tmp_path / "out")
     page, reader = read(made.page.parent)
-    assert "published numbers" in reader.text.partition("Not in this report")[2][:120]
+    assert "published numbers" in reader.text.partition("Not in this report")[2][:150]
     assert "frontier-1-published" not in page
 
 
@@ -272,7 +275,7 @@ def test_a_student_on_its_teachers_curve_is_said_to_have_gained_nothing(make, tm
     _, reader = read(make_report([path], tmp_path / "out").page.parent)
     text = " ".join(reader.text.split())
     assert "0.99 times (interval 0.95 to 1.03)" in text
-    assert "nothing is gained over a change of temperature" in text
+    assert "nothing is gained over moving along that curve" in text
     assert "0.85 times (interval 0.80 to 0.90)" in text
     assert "no comparison at equal steps and entropy for student at 4 steps" in text
 
@@ -309,20 +312,32 @@ def test_a_ratio_outside_the_curve_is_an_empty_cell(report):
 
 
 def test_the_toy_figure_is_the_benchs_own_and_its_absence_is_said(make, results, tmp_path):
-    import base64
+    _, reader = read(make_report([results / "toys.json"], tmp_path / "a").page.parent)
+    (image,) = reader.all("img")
+    kind, _, data = image["src"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert pixel(base64.b64decode(data)) == pixel(make.PNG)
+    for number, broken in enumerate((b"<svg onload=alert(1)>", make.PNG[:40], None)):
+        (results / "toys.png").unlink()
+        if broken:
+            (results / "toys.png").write_bytes(broken)
+        made = make_report([results / "toys.json"], tmp_path / f"b{number}")
+        _, reader = read(made.page.parent)
+        assert reader.all("img") == []
+        assert "No figure of the bench is beside its records" in reader.text
+        (results / "toys.png").touch()
 
-    page, _ = read(make_report([results / "toys.json"], tmp_path / "a").page.parent)
-    assert base64.b64encode(make.PNG).decode() in page
-    (results / "toys.png").write_bytes(b"<svg onload=alert(1)>")
-    page, reader = read(make_report([results / "toys.json"], tmp_path / "b").page.parent)
-    assert reader.all("img") == []
-    assert "not beside its records" in reader.text
+
+def pixel(png: bytes) -> tuple[int, ...]:
+    """The first pixel of a picture."""
+    return Image.open(io.BytesIO(png)).convert("RGB").getpixel((0, 0))
 
 
-def test_two_reports_of_the_same_files_are_the_same(results, tmp_path):
-    first, second = (make_report([results], tmp_path / name) for name in ("a", "b"))
-    assert first.page.read_bytes() == second.page.read_bytes()
-    for one, other in zip(first.files, second.files, strict=True):
+def test_two_reports_of_the_same_files_are_the_same(report, tmp_path):
+    published = report.results.parent / "published.csv"
+    again = make_report([report.results], tmp_path / "out", published=published)
+    assert again.page.read_bytes() == report.page.read_bytes()
+    for one, other in zip(again.files, report.files, strict=True):
         assert one.name == other.name
         assert one.read_bytes() == other.read_bytes()
 
@@ -354,13 +369,15 @@ def test_letters_that_no_font_has_are_drawn_without_a_warning(make, tmp_path):
 
 
 def test_the_command_writes_the_report_and_says_where(results, tmp_path, capsys):
-    (results / "odd.json").write_text("{}")
+    for name in ("frontier.json", "speed.json", "oracle.json"):
+        (results / name).write_text("{}")
     published = str(tmp_path / "published.csv")
     main(["report", str(results), "--output", str(tmp_path / "out"), "--published", published])
     said = capsys.readouterr()
     assert str(tmp_path / "out" / "index.html") in said.out
     assert "left out: " in said.err
-    assert "odd.json" in said.err
+    assert "speed.json" in said.err
+    assert "Bare" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
