@@ -17,13 +17,11 @@ class Image:
         data: the file.
         alt: what it shows, in words.
         caption: below it.
-        small: whether a phone shows all of it at once instead of letting it scroll.
     """
 
     data: bytes
     alt: str
     caption: str
-    small: bool = False
 
 
 @dataclass(frozen=True)

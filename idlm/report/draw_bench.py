@@ -49,7 +49,9 @@ def oracle(name: str, bench: Bench) -> Picture | None:
             for panel, key in zip(axes, ("cross_entropy", "overlap"), strict=True):
                 values = [statistics.fmean(r[key] for r in points[step]) for step in steps]
                 (handle,) = panel.plot(steps, values, **look)
-            handle.set_label(escape.picture_label(method + (f", latent {latent}" * bool(latent))))
+            several = sum(other == method for other, _ in lines) > 1
+            told = (f", latent {latent}" if latent else ", no latent") * several
+            handle.set_label(escape.picture_label(method + told))
             handles.append(handle)
         for panel, key in zip(axes, ("entropy_rate", "source_overlap"), strict=True):
             line = panel.axhline(first[key], color=INK, linestyle=":", linewidth=1.4)

@@ -82,7 +82,7 @@ without entropy, and models are compared where their entropy is equal.</p>
 {% if p.caption %}<figcaption>{{ p.caption|line }}</figcaption>{% endif %}
 </figure>
 {% endfor %}</div>{% endif %}
-{% for image in s.images %}<figure{% if image.small %} class="small"{% endif %}>
+{% for image in s.images %}<figure>
 <div class="scroll" tabindex="0" role="region" aria-label="figure">\
 <img src="data:image/png;base64,{{ image.data|base64 }}" alt="{{ image.alt|line }}"></div>
 <figcaption>{{ image.caption|line }}</figcaption>

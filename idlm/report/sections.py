@@ -24,7 +24,7 @@ _VERDICTS = {
     "gain": "a gain",
     "no gain": "nothing is gained over moving along that curve",
     "loss": "a loss",
-    "undecided": "no verdict",
+    "undecided": "no verdict without an interval",
 }
 
 
@@ -73,11 +73,12 @@ def _headline(found: Frontier, row: Record) -> str:
     interval = f" (interval {low:.2f} to {high:.2f})" if low and high else ""
     verdict = _VERDICTS.get(str(row.get("verdict")), _VERDICTS["undecided"])
     draws = "".join(f", {row[key]}" for key in ("sampler", "sampling_dtype") if row.get(key))
+    curve = f"its teacher's {row.get('sweep', 'temperature')} curve"
     return (
         f"{row.get('label')}, {row['steps']} steps{draws}: GenPPL {row['gen_ppl']:.1f} at entropy "
-        f"{row['entropy']:.2f} nats, where its teacher's {row.get('sweep', 'temperature')} curve "
-        f"at {row['teacher_steps']} steps has {row['teacher_gen_ppl']:.1f}: {row['ratio']:.2f} times"
-        f"{interval}, {verdict} ({found.name})."
+        f"{row['entropy']:.2f} nats, where {curve} at {row['teacher_steps']} steps has "
+        f"{row['teacher_gen_ppl']:.1f}: {row['ratio']:.2f} times{interval}, {verdict} "
+        f"({found.name})."
     )
 
 
@@ -191,7 +192,9 @@ def _validations(name: str, run: Training, keys: Sequence[str]) -> Table:
     values = {key: dict(run.curves[key]) for key in keys}
     places = sorted({place for curve in values.values() for place in curve})
     rows = [[round(place), *(_finite(values[key].get(place)) for key in keys)] for place in places]
-    columns = [Column(run.counter), *(Column(key.removeprefix("val/"), ".4g") for key in keys)]
+    titles = {"val/gen_ppl": "GenPPL", "val/entropy": "entropy (nats)"}
+    names = [titles.get(key, key.removeprefix("val/")) for key in keys]
+    columns = [Column(run.counter), *(Column(name, ".4g") for name in names)]
     note = "A ratio that is not there lies outside the teacher's curve. Entropies are in nats."
     return Table(f"{name}-validations", "Validations", columns, rows, note)
 
@@ -218,7 +221,7 @@ def _toys(number: int, bench: Bench) -> Section:
             "step, with its total variation from the truth; the numbers are in the table below."
         )
         caption = "The bench's figure: samples of one step, and their total variation."
-        section.images.append(Image(data, alt, caption, small=sets == 1))
+        section.images.append(Image(data, alt, caption))
     section.tables = [toy_table(f"{name}-tv", bench)]
     results = ("tv", "js", "floor_tv", "floor_js", "train_seconds")
     groups = grouped(bench.records, over=("dataset", "seed", "steps"), without=results)

@@ -69,9 +69,8 @@ svg *{stroke-linejoin:round;stroke-linecap:butt}
 figcaption,.note{font-size:.875rem;color:var(--muted);margin:.7em 0 0;max-width:90ch}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
 .scroll:focus-visible{outline:2px solid var(--accent)}
-.scroll img{display:block;width:100%;max-width:900px;min-width:640px;height:auto;background:#fff;
+.scroll img{display:block;width:900px;max-width:none;height:auto;background:#fff;
   border-radius:4px;margin:0 auto}
-.small .scroll img{min-width:0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;min-width:100%;
   font-variant-numeric:tabular-nums}
 th,td{padding:.35em .7em;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
@@ -116,7 +115,7 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:
   figure,.table,.sample{break-inside:avoid}
   .tall,.sample pre{max-height:none;overflow:visible}
   .scroll{overflow:visible}
-  .scroll img{min-width:0}
+  .scroll img{width:100%}
   td{white-space:normal}
   table{font-size:.68rem}
 }

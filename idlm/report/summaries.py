@@ -54,14 +54,14 @@ def toy_table(name: str, bench: Bench) -> Table:
         # seeds of before and after a change of the settings have no mean
         groups.setdefault(tuple(json.dumps(record.get(k)) for k in keys), []).append(record)
     steps = sorted({record["steps"] for record in bench.records})
-    columns = [Column(title) for title in ("data", "process", "method", "latent", "seeds")]
+    columns = [Column(title) for title in ("method", "latent", "process", "data", "seeds")]
     for step in steps:
         columns += [Column(f"{step} step{'s' * (step != 1)}", ".3f"), Column("± sd", ".3f")]
     columns.append(Column("floor", ".3f"))
     rows = []
     for group in groups.values():
         first = group[0]
-        row: list[Value] = [first[k] for k in ("dataset", "process", "method", "latent")]
+        row: list[Value] = [first[k] for k in ("method", "latent", "process", "dataset")]
         row.append(len({record["seed"] for record in group}))
         for step in steps:
             row += _mean_sd([record["tv"] for record in group if record["steps"] == step])

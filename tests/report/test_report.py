@@ -308,7 +308,7 @@ def test_a_ratio_outside_the_curve_is_an_empty_cell(report):
     table = (report.page.parent / "tables" / "training-1-validations.csv").read_text()
     first, second = csv.DictReader(io.StringIO(table))
     assert (first["student updates"], first["frontier_ratio"]) == ("2", "")
-    assert (float(second["gen_ppl"]), float(second["entropy"])) == (80.25, 5.1)
+    assert (float(second["GenPPL"]), float(second["entropy (nats)"])) == (80.25, 5.1)
 
 
 def test_the_toy_figure_is_the_benchs_own_and_its_absence_is_said(make, results, tmp_path):
