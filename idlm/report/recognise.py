@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from idlm.errors import UserError
-from idlm.report.checks import number, read_bytes, read_json, read_text, word
+from idlm.report.checks import number, optional_number, read_bytes, read_json, read_text, word
 from idlm.report.findings import Bench, Findings, SampleFile
 from idlm.report.read_logs import is_log, is_published, read_published, read_training
 from idlm.report.read_results import is_evaluation, is_frontier, read_evaluation, read_frontiers
@@ -149,6 +149,7 @@ def _check_speed(record: dict[str, Any], path: Path) -> None:
         word(record, "network", path)
         for key in ("batch", "lean_seconds", "backbone_seconds"):
             number(record, key, path)
+        optional_number(record, "plain_seconds", path)
 
 
 ORACLE_NUMBERS = ("cross_entropy", "violations", "ngram_tv", "bigram_entropy", "overlap")

@@ -99,6 +99,17 @@ def test_a_number_too_large_for_a_float_is_refused(make, tmp_path):
         collect([path])
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [("toy", "tv", "0.5"), ("oracle", "overlap", None), ("sampler", "plain_seconds", "fast")],
+)
+def test_a_record_of_a_bench_with_a_wrong_number_is_refused(make, tmp_path, kind, key, value):
+    given = {"toy": ("idlm", 0, 1, 0.5), "oracle": ("idlm", 1, 2.0), "sampler": ("4x128",)}[kind]
+    record = {**getattr(make, kind)(*given), key: value}
+    with pytest.raises(UserError, match=key):
+        collect([make.write_json(tmp_path / "a.json", [record])])
+
+
 def test_seeds_of_an_evaluation_become_a_mean_and_its_spread(make, tmp_path):
     own = {"checkpoint": "m", "steps": 4, "nfe": 4, "length": 64, "num_samples": 8}
     results = [
