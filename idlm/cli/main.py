@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("idlm.cli.export", "write a checkpoint as a Hub-ready folder, and push it"),
     "inspect": ("idlm.cli.inspect", "what a checkpoint is, and whether it predicts text"),
     "bench": ("idlm.cli.bench", "methods against a known truth, and speed: toys, oracle, speed"),
+    "report": ("idlm.cli.report", "one page, figures and tables of runs and measurements"),
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")
