@@ -45,7 +45,7 @@ class Method:
             methods that are defined with one or without one only. Behind masks few are enough:
             a product of marginals starts at its best.
         slower: of a run that is n times longer, learning rates are n ** -``slower`` of the usual
-            ones.
+            ones, with which one seed of a few strays in a long run.
         settings: of the distillation module, where they differ from :data:`SETTINGS`.
     """
 
@@ -76,7 +76,6 @@ METHODS: dict[str, Method] = {
         batch=1024,
         latent_init=6.0,
         ablation=100,
-        # with its usual rates a long run strays
         slower=0.5,
         settings={"warmup": 60, **_CLIPPED, **_TWO_SCALES},
     ),
@@ -86,6 +85,7 @@ METHODS: dict[str, Method] = {
         updates=300,
         batch=512,
         ablation=60,
+        slower=0.5,
         settings={**_CLIPPED, **_TWO_SCALES},
     ),
     "instant": Method(
