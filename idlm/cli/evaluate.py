@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one")
     judge.add_argument("--device-map", help="auto: spread a large evaluator over devices")
     parser.add_argument("--output", metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--protocol",
+        metavar="YAML",
+        help="measure what a file describes, with options of its own: "
+        "`idlm evaluate --protocol FILE --help`",
+    )
     return parser
 
 
@@ -77,6 +83,11 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
+    if any(word.split("=")[0] == "--protocol" for word in argv):
+        from idlm.cli import evaluate_protocol
+
+        evaluate_protocol.run(argv)
+        return
     args = _parser().parse_args(argv)
     _check(args)
     from rich.console import Console

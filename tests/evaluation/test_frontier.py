@@ -8,7 +8,6 @@ import yaml
 from idlm.errors import UserError
 from idlm.evaluation import frontier
 from idlm.evaluation.protocol import read_protocol
-from idlm.evaluation.results import locked
 from idlm.paths import repo_dir
 from tests.tiny_models import LENGTH, SENTENCES
 
@@ -56,13 +55,13 @@ def run(tmp_path, settings, **options):
 def measured(monkeypatch):
     """The cells that were really measured."""
     seen = []
-    original = frontier.measure
+    original = frontier.measure_each
 
     def spy(cell, **options):
         seen.append(cell)
         return original(cell, **options)
 
-    monkeypatch.setattr(frontier, "measure", spy)
+    monkeypatch.setattr(frontier, "measure_each", spy)
     return seen
 
 
@@ -95,19 +94,19 @@ def test_a_run_measures_every_cell_and_summarises_over_seeds(tmp_path, settings,
 def test_a_run_that_was_stopped_measures_only_what_is_missing(
     tmp_path, settings, measured, monkeypatch
 ):
-    real = frontier.measure
+    real = frontier.measure_each
 
     def dies_at_the_third(cell, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
         return real(cell, **options)
 
-    monkeypatch.setattr(frontier, "measure", dies_at_the_third)
+    monkeypatch.setattr(frontier, "measure_each", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, settings)
     kept = json.loads((tmp_path / "out.json").read_text())["cells"]
     assert len(kept) == 2
-    monkeypatch.setattr(frontier, "measure", real)
+    monkeypatch.setattr(frontier, "measure_each", real)
     measured.clear()
     result = run(tmp_path, settings)
     assert len(measured) == 4
