@@ -109,10 +109,8 @@ class Results:
             The evaluators under which it is to be measured now: none if the file has them all, or
             another process is at it.
         """
-        name = repr(
-            (*[v for k, v in asdict(cell).items() if k not in _PLACES], self._weights(cell))
-        )
-        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        own = [value for key, value in asdict(cell).items() if key not in _PLACES]
+        digest = hashlib.sha256(repr([*own, self._weights(cell)]).encode()).hexdigest()[:16]
         with hold(self._beside(f"{digest}.lock"), wait=False) as mine:
             if mine:
                 self.reload()

@@ -32,8 +32,8 @@ def score(
 
     Returns:
         The numbers, the conditions of the perplexity, and under ``per_sample`` what they are made
-        of, one entry for each sample: ``nats`` and scored ``tokens``, ``entropy`` in nats. Intervals
-        are made by resampling them.
+        of, one entry for each sample: ``nats`` and scored ``tokens``, ``entropy`` in nats.
+        Intervals are made by resampling them.
     """
     started = time.perf_counter()
     metric = GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device)
