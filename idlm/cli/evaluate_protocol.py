@@ -46,7 +46,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: list[str], *, prog: str = "idlm evaluate --protocol") -> dict[str, Any] | None:
+def run(argv: list[str], *, prog: str = "idlm evaluate --protocol FILE") -> dict[str, Any] | None:
     """Measure what is missing, write the results and print the gains.
 
     Args:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SAMPLES, SEEDS, ERRORS, NOTHING = "samples", "seeds", "standard errors", "nothing"
+_AT_ONCE = 1 << 20  # indices: repetitions times samples of large sets would fill a memory
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def _samples(
     for cell in cells:
         kept = {name: np.asarray(values, float) for name, values in cell["per_sample"].items()}
         count = len(kept["entropy"])
-        for i in range(repetitions):  # one at a time: R x N indices of large sets fill a memory
-            chosen = rng.integers(count, size=count)
-            tokens = kept["tokens"][chosen].sum()
-            entropies[i] += kept["entropy"][chosen].mean() / len(cells)
-            ppls[i] += math.exp(kept["nats"][chosen].sum() / max(tokens, 1)) / len(cells)
+        size = max(1, _AT_ONCE // count)
+        for start in range(0, repetitions, size):
+            here = slice(start, min(start + size, repetitions))
+            chosen = rng.integers(count, size=(here.stop - start, count))
+            tokens = np.maximum(kept["tokens"][chosen].sum(1), 1)
+            entropies[here] += kept["entropy"][chosen].mean(1) / len(cells)
+            ppls[here] += np.exp(kept["nats"][chosen].sum(1) / tokens) / len(cells)
     return entropies, np.log(ppls)
 
 
