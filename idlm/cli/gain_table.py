@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 # Wide enough for every column when stdout is a file or a pipe, whose width rich takes for 80.
-_PLAIN_WIDTH = 140
+_PLAIN_WIDTH = 170
+_USUAL = {"sampler": "ancestral", "sampling_dtype": "float64", "network_dtype": "float32"}
 
 
 def print_gains(gains: Mapping[str, Any], teacher: str) -> None:
@@ -23,11 +24,11 @@ def print_gains(gains: Mapping[str, Any], teacher: str) -> None:
     if not console.is_terminal:
         console = Console(width=_PLAIN_WIDTH)
     steps, entropy = gains["equal_steps"], gains["equal_entropy"]
-    judged = len({row["evaluator"] for row in (*steps, *entropy)}) > 1
+    shown = _conditions((*steps, *entropy))
     if steps:
-        console.print(_equal_steps(steps, teacher, judged))
+        console.print(_equal_steps(steps, teacher, shown))
     if entropy:
-        console.print(_equal_entropy(entropy, teacher, judged, gains["level"]))
+        console.print(_equal_entropy(entropy, teacher, shown, gains["level"]))
     else:
         console.print(
             f"No gain at equal entropy can be told: it takes two temperatures of {teacher!r} and "
@@ -37,14 +38,14 @@ def print_gains(gains: Mapping[str, Any], teacher: str) -> None:
         console.print(f"{gains['left_out']} settings without a perplexity are left out.")
 
 
-def _equal_steps(rows: Sequence[Mapping[str, Any]], teacher: str, judged: bool) -> Table:
-    table = _table("At equal steps (a lower GenPPL may be bought with entropy)", judged)
+def _equal_steps(rows: Sequence[Mapping[str, Any]], teacher: str, shown: Sequence[str]) -> Table:
+    table = _table("At equal steps (a lower GenPPL may be bought with entropy)", shown)
     for title in ("GenPPL", f"{teacher}'s", "ratio", "entropy (nats)", f"over {teacher}'s"):
         table.add_column(title, justify="right")
     table.add_column("interval from")
     for row in rows:
         table.add_row(
-            *_first(row, judged),
+            *_first(row, shown),
             f"{row['gen_ppl']:.2f}",
             f"{row['teacher_gen_ppl']:.2f}",
             _interval(row, "ratio"),
@@ -56,22 +57,22 @@ def _equal_steps(rows: Sequence[Mapping[str, Any]], teacher: str, judged: bool) 
 
 
 def _equal_entropy(
-    rows: Sequence[Mapping[str, Any]], teacher: str, judged: bool, level: float
+    rows: Sequence[Mapping[str, Any]], teacher: str, shown: Sequence[str], level: float
 ) -> Table:
     table = _table(
-        f"At equal entropy: GenPPL over that of {teacher}'s curve ({level:.0%} interval)", judged
+        f"At equal entropy: GenPPL over that of {teacher}'s curve ({level:.0%} interval)", shown
     )
     for title in ("GenPPL", "entropy (nats)", f"{teacher}'s steps"):
         table.add_column(title, justify="right")
     table.add_column("curve of its")
-    for title in ("GenPPL there", "ratio"):
-        table.add_column(title, justify="right")
+    table.add_column("GenPPL there", justify="right")
+    table.add_column("ratio", justify="right", no_wrap=True)
     table.add_column("verdict")
     table.add_column("interval from")
     for row in rows:
         there = row["teacher_gen_ppl"]
         table.add_row(
-            *_first(row, judged),
+            *_first(row, shown),
             f"{row['gen_ppl']:.2f}",
             f"{row['entropy']:.3f}",
             str(row["teacher_steps"]),
@@ -84,21 +85,26 @@ def _equal_entropy(
     return table
 
 
-def _table(title: str, judged: bool) -> Table:
+def _conditions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Conditions that must be shown: those that differ between rows or are not the usual ones."""
+    names = [n for n, usual in _USUAL.items() if any(row[n] != usual for row in rows)]
+    several = len({row["evaluator"] for row in rows}) > 1
+    return names + ["evaluator"] * several
+
+
+def _table(title: str, shown: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="")
     table.add_column("model", overflow="fold")
     for name in ("steps", "T", "top-p"):
         table.add_column(name, justify="right")
-    table.add_column("sampler")
-    if judged:
-        table.add_column("evaluator")
+    for name in shown:
+        table.add_column(name.replace("_", " "))
     return table
 
 
-def _first(row: Mapping[str, Any], judged: bool) -> list[str]:
-    sampler = f"{row['sampler']}, {row['sampling_dtype']}"
-    own = [row["label"], str(row["steps"]), f"{row['temperature']:g}", f"{row['top_p']:g}", sampler]
-    return [*own, str(row["evaluator"])] if judged else own
+def _first(row: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    own = [row["label"], str(row["steps"]), f"{row['temperature']:g}", f"{row['top_p']:g}"]
+    return own + [str(row[name]) for name in shown]
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:

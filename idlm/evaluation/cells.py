@@ -168,6 +168,7 @@ def measure_each(
     if save_samples is not None:
         header = {
             **asdict(cell),
+            **SAMPLERS[cell.sampler],
             "revision": revision,
             "nfe": cost["network_calls"],
             "tokens_per_call": cost["tokens_per_call"],
@@ -177,6 +178,7 @@ def measure_each(
     return [
         {
             **asdict(cell),
+            **SAMPLERS[cell.sampler],  # order or tail, as samples.jsonl and model cards name them
             "checkpoint_revision": revision,
             **cost,
             **score(tokens, texts, judge, device=device, eos=eos),

@@ -22,24 +22,33 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [
         "# float32 draws against float64 draws",
         "",
-        f"Samples of {protocol['length']} tokens, judged by {protocol['evaluator']}, eos rule "
-        f"{protocol['eos']}. Intervals are of 95%, from resampled samples unless said otherwise.",
+        (
+            f"Samples of {protocol['length']} tokens, judged by {protocol['evaluator']}, "
+            f"eos rule {protocol['eos']}. Intervals are of 95%, from resampled samples unless "
+            "said otherwise."
+        ),
         "",
-        "| model | steps | samples | GenPPL float64 | float32 | ratio | entropy float64 (nats) "
-        "| float32 | difference |",
+        (
+            "| model | steps | samples | GenPPL float64 | float32 | ratio | entropy float64 (nats) "
+            "| float32 | difference |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_measured(row) for row in content["precision"]]
     lines += [
         "",
-        f"The law of one race over {race['vocabulary']:,} entries: a token of probability 1/2, "
-        f"{race['case']['tokens']:,} equal ones that share the other half, and the mask, which "
-        "keeps all but 1/N. The flat half should be half of what is revealed. Simulated are "
-        f"{race['races']:,} races each; chi-square has one degree of freedom (3.8 is its 95% "
-        "point).",
+        (
+            f"The law of one race over {race['vocabulary']:,} entries: a token of probability 1/2, "
+            f"{race['case']['tokens']:,} equal ones that share the other half, and the mask, which "
+            "keeps all but 1/N. The flat half should be half of what is revealed. Simulated are "
+            f"{race['races']:,} races each; chi-square has one degree of freedom (3.8 is its 95% "
+            "point)."
+        ),
         "",
-        "| steps N | cut-off N / 2^24 | share of the flat half, exact law of float32 | simulated "
-        "float32 | chi-square | simulated float64 | chi-square |",
+        (
+            "| steps N | cut-off N / 2^24 | share of the flat half, exact law of float32 "
+            "| simulated float32 | chi-square | simulated float64 | chi-square |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [_raced(row) for row in race["rows"]]

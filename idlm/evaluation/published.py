@@ -170,4 +170,6 @@ def _number(where: str, name: str, text: str) -> float | int | None:
     try:
         return int(text) if name in _WHOLE else float(text)
     except ValueError:
-        raise UserError(f"{where} has {name} {text!r}; it must be a number ({UNITS[name]})") from None
+        raise UserError(
+            f"{where} has {name} {text!r}; it must be a number ({UNITS[name]})"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,6 @@ def test_the_command_measures_prints_the_gains_and_says_where_the_numbers_are(
     for expected in (
         "At equal steps (a lower GenPPL may be bought with entropy)",
         "At equal entropy: GenPPL over that of teacher's curve (95% interval)",
-        "ancestral, float64",
         "samples",
         f"written: {tmp_path / 'out.json'}",
     ):
@@ -69,6 +69,20 @@ def test_the_command_measures_prints_the_gains_and_says_where_the_numbers_are(
     (row,) = found["gains"]["equal_entropy"]
     assert row["verdict"] in printed
     assert row["interval"] == "samples"
+
+
+def test_ways_of_sampling_and_judges_are_columns_where_they_differ(
+    tmp_path: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = plan(folders, seeds=[0])
+    evaluate.run(command(tmp_path, settings))
+    assert "sampling dtype" not in capsys.readouterr().out
+    for model in settings["models"]:
+        model["sampling_dtypes"] = ["float64", "float32"]
+    evaluate.run(command(tmp_path, settings))
+    printed = capsys.readouterr().out
+    assert "sampling dtype" in printed
+    assert "│ float32" in printed
 
 
 def test_the_equals_sign_is_understood_too(
@@ -84,7 +98,10 @@ def test_the_equals_sign_is_understood_too(
     [
         (["--workers", "0"], "--workers is 0: it must be 1 or more"),
         (["--batch-size", "0"], "--batch-size is 0"),
-        (["--steps", "4"], "unrecognized arguments: --steps 4; type `idlm evaluate --protocol FILE --h"),
+        (
+            ["--steps", "4"],
+            "unrecognized arguments: --steps 4; type `idlm evaluate --protocol FILE --h",
+        ),
         (["--only", "nobody"], "--only 'nobody' selects nothing"),
     ],
 )
@@ -135,7 +152,7 @@ def test_two_processes_of_a_launch_share_the_cells_and_measure_none_twice(
     found = json.loads((tmp_path / "out.json").read_text())
     cells = [(c["label"], c["temperature"], c["seed"]) for c in found["cells"]]
     assert len(cells) == len(set(cells)) == 12
-    assert made.stdout.count(": GenPPL ") == 12  # so many were measured by both together
+    assert len(re.findall(r"\[\d+/12\]", made.stdout)) == 12  # by both together
     assert made.stdout.count("written: ") == 1
     assert all(row["seeds"] == [0, 1, 2] for row in found["summary"])
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

@@ -228,7 +228,7 @@ def test_several_evaluators_judge_the_same_samples_and_a_new_one_is_added(
     second = tmp_path / "second"
     shutil.copytree(folders.evaluator, second)
     weights = load_file(second / "model.safetensors")
-    weights["transformer.wte.weight"][0] += 1.0
+    weights["transformer.wte.weight"][:, 0] *= 2.0
     save_file(weights, second / "model.safetensors", metadata={"format": "pt"})
     judges = [settings.pop("evaluator"), str(second)]
     both = run(tmp_path, settings | {"evaluators": judges})
@@ -265,6 +265,8 @@ def test_every_way_of_sampling_is_a_cell_of_its_own(tmp_path, settings):
     exact = [cell for cell in cells if cell["sampling_dtype"] == "float64"]
     for name in ("sampler", "top_p"):
         assert len({(c[name], c["gen_ppl"]) for c in exact}) > 2, name
+    assert {c["order"] for c in exact if c["sampler"] == "margin"} == {"margin"}
+    assert not any("order" in c for c in exact if c["sampler"] == "ancestral")
     (raced,) = (cell for cell in cells if cell["sampling_dtype"] == "float32")
     assert raced["gen_ppl"] not in {cell["gen_ppl"] for cell in exact}
 
