@@ -30,7 +30,7 @@ from idlm.metrics.report import write_json
 from idlm.samples import replace_file
 from idlm.sampling.base import FLOAT32, FLOAT64
 
-RACES = 10_000
+RACES = 60_000
 
 
 def precision_table(

@@ -113,14 +113,16 @@ def plot_precision(content: Mapping[str, Any], path: str | Path) -> Path:
         (left, "gen_ppl", "generative perplexity"),
         (middle, "entropy", "entropy (nats)"),
     ):
+        steps = [row["steps"] for row in rows]
         for dtype in _STYLES:
-            _line(axes, [row["steps"] for row in rows], [row[f"{name}_{dtype}"] for row in rows],
-                  dtype, line="-")  # fmt: skip
+            values = [row[f"{name}_{dtype}"] for row in rows]
+            bars = _bars(rows, name) if dtype == "float32" else None
+            _line(axes, steps, values, dtype, line="-", errors=bars)
         _finish(axes, sorted({row["steps"] for row in rows}), title)
     _race_panel(right, content["race"]["rows"])
     figure.supxlabel(
-        f"{protocol['num_samples']} samples of {protocol['length']} tokens per seed, "
-        f"{len(protocol['seeds'])} seeds, judged by {protocol['evaluator']}",
+        f"{_counts(rows)} samples of {protocol['length']} tokens, judged by "
+        f"{protocol['evaluator']}; bars: 95% of the ratio or difference to float64",
         fontsize=8.5,
     )
     path = Path(path)
@@ -134,6 +136,23 @@ def plot_precision(content: Mapping[str, Any], path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many samples the points have: one number, or the range."""
+    counts = sorted({row["samples"] for row in rows})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> list[list[float]] | None:
+    """Ends of float32's bars below and above its points, from the interval to float64."""
+    compared = "ratio" if name == "gen_ppl" else "entropy_difference"
+    if any(row[f"{compared}_low"] is None for row in rows):
+        return None
+    ends = [[row[f"{compared}_{end}"] - row[compared] for row in rows] for end in ("low", "high")]
+    scale = [row["gen_ppl_float64"] if name == "gen_ppl" else 1.0 for row in rows]
+    low, high = ([e * s for e, s in zip(side, scale, strict=True)] for side in ends)
+    return [[-value for value in low], high]
 
 
 def _race_panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -157,7 +176,7 @@ def _line(
     label: str,
     *,
     line: str,
-    errors: Sequence[float] | None = None,
+    errors: Sequence[Any] | None = None,
 ) -> None:
     colour, marker = _STYLES[label.split(",")[0]]
     axes.errorbar(x, y, yerr=errors, color=colour, marker=marker, linestyle=line, capsize=3,
