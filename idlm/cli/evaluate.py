@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # First words of other measurements, each with options and a --help of its own.
 MODES = {
+    "--protocol": ("idlm.cli.evaluate_protocol", "what a file describes, with sweeps and gains"),
     "--likelihood": ("idlm.cli.evaluate_likelihood", "NELBO perplexity of checkpoints on corpora"),
     "--gsm8k": ("idlm.cli.evaluate_gsm8k", "exact match on the problems of GSM8K"),
     "--lm-eval": ("idlm.cli.evaluate_harness", "tasks of the LM Evaluation Harness"),

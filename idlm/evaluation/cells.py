@@ -1,4 +1,4 @@
-"""One measured cell: a checkpoint at a step count, temperature and seed, with its conditions."""
+"""Measuring a cell: its samples are made, scored, and stored with their conditions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,46 +16,17 @@ import torch
 from torch import Tensor
 
 from idlm.errors import UserError
+from idlm.evaluation.cell import SAMPLERS, Cell
 from idlm.evaluation.keep import keep_samples
 from idlm.evaluation.scoring import score
 from idlm.metrics import Evaluator, load_evaluator
 from idlm.models import DiffusionLM, decode, fetch, load, load_tokenizer
 from idlm.sampling.ancestral import Callback
-from idlm.sampling.generate import SAMPLING_DTYPE, check_request, generate
+from idlm.sampling.generate import check_request, generate
+
+__all__ = ["Cell", "measure", "measure_each", "measure_reference", "weights_revision"]
 
 BATCH_SIZE = 16
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is generated for one number of the frontier.
-
-    Attributes:
-        label: name of the model in tables and plots.
-        checkpoint: folder, bundled name or hub id.
-        steps: sampler steps.
-        temperature: divides the logits of the clean-token prediction.
-        top_p: nucleus of the clean-token prediction.
-        seed: of the whole set of samples.
-        num_samples: sequences.
-        length: tokens per sequence.
-    """
-
-    label: str
-    checkpoint: str
-    steps: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-    num_samples: int = 64
-    length: int = 1024
-
-    def key(self) -> tuple[str, int, float, float, int]:
-        """What tells the cells of one frontier apart."""
-        return self.label, self.steps, self.temperature, self.top_p, self.seed
-
-    def __str__(self) -> str:
-        return f"{self.label}, {self.steps} steps, T={self.temperature:g}, seed {self.seed}"
 
 
 @dataclass
@@ -110,15 +81,18 @@ def weights_revision(checkpoint: str | Path, *, revision: str | None = None) -> 
 
 
 @functools.lru_cache(maxsize=4)
-def _open(checkpoint: str, revision: str, device: str) -> tuple[DiffusionLM, Any]:
-    """Model and tokenizer; the revision is in the key so that a new export is read again."""
-    return load(checkpoint, device=device), load_tokenizer(checkpoint)
+def _open(
+    checkpoint: str, revision: str | None, weights: str, device: str, dtype: str
+) -> tuple[DiffusionLM, Any]:
+    """Model and tokenizer; the weights' hash is in the key so that a new export is read again."""
+    model = load(checkpoint, revision=revision, device=device, dtype=getattr(torch, dtype))
+    return model, load_tokenizer(checkpoint, revision=revision)
 
 
 @functools.lru_cache(maxsize=2)
-def open_evaluator(name: str, device: str) -> Evaluator:
+def open_evaluator(name: str, device: str, dtype: str = "float32") -> Evaluator:
     """The judging model, loaded once per process."""
-    return load_evaluator(name, device=device)
+    return load_evaluator(name, device=device, dtype=dtype)
 
 
 def measure(
@@ -130,12 +104,7 @@ def measure(
     save_samples: str | Path | None = None,
     callback: Callback | None = None,
 ) -> dict[str, Any]:
-    """Generate the samples of a cell and measure them.
-
-    Generative perplexity re-tokenises the text and scores samples one by one, so that it does
-    not depend on a batch size and comes with a standard error. Entropy is the mean per-sequence
-    unigram entropy in nats on the model's own tokens. Network calls are counted by a hook on the
-    network; the sampler's own count is stored beside them.
+    """Generate the samples of a cell and measure them: :func:`measure_each` with one evaluator.
 
     Args:
         cell: what to generate.
@@ -145,42 +114,90 @@ def measure(
         save_samples: path of a samples.jsonl to write.
         callback: called after every sampler step, for progress bars.
 
+    Raises:
+        UserError: if a model cannot be loaded or the cell cannot be generated.
+    """
+    judge = evaluator if isinstance(evaluator, Evaluator) else open_evaluator(evaluator, device)
+    [found] = measure_each(
+        cell,
+        evaluators=[judge],
+        device=device,
+        batch_size=batch_size,
+        save_samples=save_samples,
+        callback=callback,
+    )
+    return found
+
+
+def measure_each(
+    cell: Cell,
+    *,
+    evaluators: Sequence[Evaluator],
+    eos: str = "published",
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    save_samples: str | Path | None = None,
+    callback: Callback | None = None,
+) -> list[dict[str, Any]]:
+    """Generate the samples of a cell once and measure them under each evaluator.
+
+    Generative perplexity re-tokenises the text and scores samples one by one, so that it does
+    not depend on a batch size and comes with a standard error. Entropy is the mean per-sequence
+    unigram entropy in nats on the model's own tokens. Network calls are counted by a hook on the
+    network; the sampler's own count is stored beside them.
+
+    Args:
+        cell: what to generate.
+        evaluators: the judging models.
+        eos: which tokens count, "published" or "strict".
+        device: of the generator: cpu, cuda or cuda:N.
+        batch_size: sequences generated together; changes the speed and nothing else.
+        save_samples: path of a samples.jsonl to write.
+        callback: called after every sampler step, for progress bars.
+
     Returns:
-        The fields of the cell, the numbers, and the conditions they depend on.
+        For each evaluator the fields of the cell, the numbers, and what they depend on.
 
     Raises:
         UserError: if a model cannot be loaded or the cell cannot be generated.
     """
-    revision = weights_revision(cell.checkpoint)
-    model, tokenizer = _open(cell.checkpoint, revision, device)
-    judge = evaluator if isinstance(evaluator, Evaluator) else open_evaluator(evaluator, device)
+    revision = weights_revision(cell.checkpoint, revision=cell.revision)
+    model, tokenizer = _open(cell.checkpoint, cell.revision, revision, device, cell.network_dtype)
     tokens, cost = _generate(model, cell, batch_size=batch_size, callback=callback)
     texts = decode(tokenizer, tokens)
     if save_samples is not None:
         header = {
             **asdict(cell),
+            **SAMPLERS[cell.sampler],
             "revision": revision,
             "nfe": cost["network_calls"],
             "tokens_per_call": cost["tokens_per_call"],
             "seconds": cost["seconds"],
         }
         keep_samples(save_samples, tokens, texts, header=header)
-    return {
-        **asdict(cell),
-        "checkpoint_revision": revision,
-        **cost,
-        **score(tokens, texts, judge, device=device),
-        "sampling_dtype": SAMPLING_DTYPE,
-        "network_dtype": str(model.dtype).removeprefix("torch."),
-        "machine": machine(device),
-    }
+    return [
+        {
+            **asdict(cell),
+            **SAMPLERS[cell.sampler],  # order or tail, as samples.jsonl and model cards name them
+            "checkpoint_revision": revision,
+            **cost,
+            **score(tokens, texts, judge, device=device, eos=eos),
+            "machine": machine(device),
+        }
+        for judge in evaluators
+    ]
 
 
 def _generate(
     model: DiffusionLM, cell: Cell, *, batch_size: int, callback: Callback | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Tokens ``[N, L]`` of a cell and what they cost, batch by batch."""
-    settings: dict[str, Any] = {"temperature": cell.temperature, "top_p": cell.top_p}
+    settings: dict[str, Any] = {
+        "temperature": cell.temperature,
+        "top_p": cell.top_p,
+        "sampling_dtype": cell.sampling_dtype,
+        **SAMPLERS[cell.sampler],
+    }
     check_request(
         model,
         num_samples=cell.num_samples,
@@ -241,6 +258,7 @@ def measure_reference(
     length: int,
     rows: int | None = None,
     device: str = "cpu",
+    eos: str = "published",
 ) -> dict[str, Any]:
     """Held-out text under the same evaluator: what a perfect generator would score.
 
@@ -252,6 +270,7 @@ def measure_reference(
         length: tokens per row.
         rows: how many, evenly spaced over the split; None for all.
         device: of the evaluator.
+        eos: which tokens count, "published" or "strict".
 
     Raises:
         UserError: if the corpus cannot be had or the split fills no row.
@@ -270,6 +289,6 @@ def measure_reference(
         "content": data.metadata[split]["content"],
         "num_samples": len(tokens),
         "length": length,
-        **score(tokens, decode(load_tokenizer(tokenizer), tokens), judge, device=device),
+        **score(tokens, decode(load_tokenizer(tokenizer), tokens), judge, device=device, eos=eos),
         "machine": machine(device),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,16 @@ NUMBERS = (
     "tokens_per_call",
     "seconds",
 )
+# What must be equal for two rows to be compared: how tokens were drawn, and who judged them.
+CONDITIONS = {
+    "sampler": "ancestral",
+    "sampling_dtype": "float64",
+    "network_dtype": "float32",
+    "evaluator": None,
+    "evaluator_revision": None,
+    "evaluator_dtype": None,
+    "eos": None,
+}
 OUTSIDE = "outside the curve"
 Point = tuple[float, float]
 
@@ -58,25 +68,38 @@ def matched_entropy(teacher_points: Iterable[Point], student_point: Point) -> Ma
     return Matched(None, None, OUTSIDE)
 
 
-def summarise(cells: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds for each (label, steps, temperature, top_p).
+def setting(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What a measured cell shares with those that differ from it in the seed alone."""
+    said = {**cell, **(cell.get("evaluation") or {})}
+    own = {name: cell[name] for name in ("label", "steps", "temperature", "top_p")}
+    return own | {name: said.get(name, usual) for name, usual in CONDITIONS.items()}
+
+
+def by_setting(cells: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Cells that differ in the seed alone, together, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(setting(cell).values()), []).append(cell)
+    return list(groups.values())
+
+
+def conditions(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of :data:`CONDITIONS` of a row of a summary."""
+    return tuple(row.get(name, usual) for name, usual in CONDITIONS.items())
+
+
+def summarise(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds for each model, step count and way of sampling.
 
     Returns:
-        One row per group in order of first appearance: the group, ``seeds``, ``num_samples`` per
-        seed, and ``X_mean`` and ``X_sd`` (n - 1; None for a single seed) for each number X. A
+        One row per setting in order of first appearance: the setting, ``seeds``, ``num_samples``
+        per seed, and ``X_mean`` and ``X_sd`` (n - 1; None for a single seed) for each number X. A
         number that a cell lacks makes its mean None: nothing is left out in silence.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in cells:
-        key = (cell["label"], cell["steps"], cell["temperature"], cell["top_p"])
-        groups.setdefault(key, []).append(cell)
     rows = []
-    for (label, steps, temperature, top_p), members in groups.items():
+    for members in by_setting(cells):
         row: dict[str, Any] = {
-            "label": label,
-            "steps": steps,
-            "temperature": temperature,
-            "top_p": top_p,
+            **setting(members[0]),
             "seeds": sorted(cell["seed"] for cell in members),
             "num_samples": min(cell["num_samples"] for cell in members),
         }
@@ -98,26 +121,32 @@ def _mean_sd(values: Sequence[float | None]) -> tuple[float | None, float | None
 def matched_table(summary: Sequence[dict[str, Any]], teacher: str) -> list[dict[str, Any]]:
     """Every row of another model against the teacher's temperature curve of every step count.
 
+    Only rows that were sampled and judged alike are compared (:data:`CONDITIONS`).
+
     Args:
         summary: what :func:`summarise` returns.
         teacher: label of the model whose temperature curves are the yardstick.
     """
     known = [row for row in summary if row["gen_ppl_mean"] is not None]
-    curves: dict[int, list[Point]] = {}
+    curves: dict[tuple[tuple[Any, ...], int], list[Point]] = {}
     for row in known:
         if row["label"] == teacher and row["top_p"] == 1.0:
-            curves.setdefault(row["steps"], []).append((row["entropy_mean"], row["gen_ppl_mean"]))
+            key = conditions(row), row["steps"]
+            curves.setdefault(key, []).append((row["entropy_mean"], row["gen_ppl_mean"]))
     table = []
     for row in known:
         if row["label"] == teacher:
             continue
-        for steps, curve in sorted(curves.items()):
+        own = {steps: curve for (kind, steps), curve in curves.items() if kind == conditions(row)}
+        for steps, curve in sorted(own.items()):
             found = matched_entropy(curve, (row["entropy_mean"], row["gen_ppl_mean"]))
             table.append(
                 {
                     "label": row["label"],
                     "steps": row["steps"],
                     "temperature": row["temperature"],
+                    "top_p": row["top_p"],
+                    **{name: row.get(name, usual) for name, usual in CONDITIONS.items()},
                     "teacher_steps": steps,
                     "ratio": found.ratio,
                     "teacher_gen_ppl": found.teacher_gen_ppl,

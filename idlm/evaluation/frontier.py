@@ -1,17 +1,16 @@
-"""The frontier of a protocol: GenPPL against entropy for every model, step count and temperature.
+"""Running a protocol: GenPPL against entropy for every model, step count and way of sampling.
 
-``python -m idlm.evaluation.frontier --protocol eval/frontier.yaml --output
-eval/results/frontier.json`` measures cell after cell and writes the file after each; run again,
-it measures only what the file does not have yet.
+``idlm evaluate --protocol eval/frontier.yaml --output eval/results/frontier.json`` measures cell
+after cell and writes the file after each; run again, it measures only what the file does not have
+yet. Several processes may fill one file; ``python -m idlm.evaluation.frontier`` is the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,18 @@ import torch
 
 from idlm.devices import pick_device
 from idlm.errors import UserError
-from idlm.evaluation.cells import BATCH_SIZE, Cell, measure, weights_revision
+from idlm.evaluation.cell import ANCESTRAL
+from idlm.evaluation.cells import BATCH_SIZE, Cell, measure_each, weights_revision
 from idlm.evaluation.compare import Matched, matched_entropy, summarise
 from idlm.evaluation.protocol import Protocol, read_protocol
-from idlm.evaluation.results import Results, locked
+from idlm.evaluation.results import Results
 
 __all__ = [
     "Cell",
     "Matched",
     "Protocol",
     "matched_entropy",
-    "measure",
+    "measure_each",
     "read_protocol",
     "run",
     "summarise",
@@ -58,7 +58,8 @@ def run(
     """Measure all cells of a protocol that ``output`` does not have yet.
 
     A cell counts as there if its fields, the hash of its checkpoint's weights and the evaluator's
-    are the same. Cells of other conditions stay in the file and out of the summary.
+    are the same. Cells of other conditions stay in the file and out of the summary. A cell that
+    another process is measuring is left to it.
 
     Args:
         protocol: what to measure.
@@ -69,31 +70,38 @@ def run(
         settings: device, batch size, where samples go.
 
     Returns:
-        What is in the file: ``protocol``, ``reference``, ``cells``, ``summary``, ``matched``.
+        What is in the file: ``protocol``, ``reference``, ``references``, ``cells``, ``summary``,
+        ``matched`` and ``gains``.
 
     Raises:
-        UserError: for an unknown label, a model that cannot be loaded, or an output in use.
+        UserError: for an unknown label, or a model that cannot be loaded.
     """
     settings = settings or Settings()
     pick_device(settings.device)
     wanted = _wanted(protocol, only)
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
+    for checkpoint, revision in {(cell.checkpoint, cell.revision) for cell in wanted}:
+        weights_revision(checkpoint, revision=revision)  # a missing model is said now, not later
     output = Path(output)
-    with locked(output):
-        results = Results(protocol, output, settings.device)
-        for checkpoint in {cell.checkpoint for cell in wanted}:
-            weights_revision(checkpoint)  # a missing model is said now, not hours later
-        results.add_reference()
-        missing = [cell for cell in wanted if not results.has(cell)]
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are in {output}", flush=True)
-        share = threads or max(1, torch.get_num_threads() // workers)
-        for done, (cell, found) in enumerate(
-            _measured(missing, protocol.evaluator, settings, workers, share), start=1
-        ):
-            results.add(found)
-            print(f"[{done}/{len(missing)}] {_line(cell, found)}", flush=True)
-        return results.save()
+    results = Results(protocol, output, settings.device)
+    results.add_references()
+    missing = sum(not results.has(cell) for cell in wanted)
+    print(f"{len(wanted) - missing} of {len(wanted)} cells are in {output}", flush=True)
+    share = threads or max(1, torch.get_num_threads() // workers)
+    if workers == 1:
+        before = torch.get_num_threads()
+        torch.set_num_threads(share)
+        try:
+            _measure_missing(results, wanted, settings)
+        finally:
+            torch.set_num_threads(before)
+    else:
+        _side_by_side(min(workers, max(1, missing)), share, (protocol, output, wanted, settings))
+    content = results.save()
+    if absent := sum(not results.has(cell) for cell in wanted):
+        print(f"{absent} cells are being measured by other processes, which will add them")
+    return content
 
 
 def _wanted(protocol: Protocol, only: Sequence[str]) -> list[Cell]:
@@ -113,6 +121,25 @@ def _names(cell: Cell) -> tuple[str, str]:
     return cell.label, f"{cell.label}:{cell.steps}"
 
 
+def _measure_missing(results: Results, wanted: Sequence[Cell], settings: Settings) -> None:
+    """Measure what the file lacks and nobody else is at, cell by cell."""
+    for number, cell in enumerate(wanted, start=1):
+        with results.claim(cell) as evaluators:
+            if not evaluators:
+                continue
+            found = measure_each(
+                cell,
+                evaluators=[results.judge(name) for name in evaluators],
+                eos=results.protocol.eos,
+                device=settings.device,
+                batch_size=settings.batch_size,
+                save_samples=_samples_file(cell, settings.samples_dir),
+            )
+            results.add(found)
+            for one in found:
+                print(f"[{number}/{len(wanted)}] {_line(cell, one)}", flush=True)
+
+
 def _line(cell: Cell, found: dict[str, Any]) -> str:
     return (
         f"{cell}: GenPPL {found['gen_ppl'] or float('nan'):.2f}, entropy "
@@ -121,81 +148,39 @@ def _line(cell: Cell, found: dict[str, Any]) -> str:
     )
 
 
-def _measured(
-    cells: Sequence[Cell], evaluator: str, settings: Settings, workers: int, threads: int
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its numbers, in the order in which they are ready."""
-    if workers == 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            for cell in cells:
-                yield cell, _one(cell, evaluator, settings)
-        finally:
-            torch.set_num_threads(before)
-        return
+def _samples_file(cell: Cell, folder: str | None) -> Path | None:
+    if folder is None:
+        return None
+    parts = [cell.label, str(cell.steps), f"T{cell.temperature:g}"]
+    parts += [f"p{cell.top_p:g}"] * (cell.top_p < 1.0)
+    parts += [cell.sampler] * (cell.sampler != ANCESTRAL)
+    parts += [f"draws-{cell.sampling_dtype}"] * (cell.sampling_dtype != "float64")
+    parts += [f"net-{cell.network_dtype}"] * (cell.network_dtype != "float32")
+    return Path(folder) / f"{'-'.join(parts)}-seed{cell.seed}.jsonl"
+
+
+def _side_by_side(count: int, threads: int, work: tuple[Any, ...]) -> None:
+    """Several processes on one file, each taking the cells that the others have not claimed."""
     # spawn: a forked process would inherit torch's thread pools in an unusable state
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+        count, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:
-        try:
-            futures = {pool.submit(_one, cell, evaluator, settings): cell for cell in cells}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done in [pool.submit(_worker, *work) for _ in range(count)]:
+            done.result()
 
 
-def _one(cell: Cell, evaluator: str, settings: Settings) -> dict[str, Any]:
-    samples = None
-    if settings.samples_dir is not None:
-        name = f"{cell.label}-{cell.steps}-T{cell.temperature:g}-seed{cell.seed}.jsonl"
-        samples = Path(settings.samples_dir) / name
-    return measure(
-        cell,
-        evaluator=evaluator,
-        device=settings.device,
-        batch_size=settings.batch_size,
-        save_samples=samples,
-    )
+def _worker(protocol: Protocol, output: Path, wanted: Sequence[Cell], settings: Settings) -> None:
+    _measure_missing(Results(protocol, output, settings.device), wanted, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; errors of usage are one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m idlm.evaluation.frontier", description="Measure the frontier of a protocol."
-    )
-    parser.add_argument("--protocol", default="eval/frontier.yaml", help="YAML (%(default)s)")
-    parser.add_argument("--output", default="eval/results/frontier.json", help="JSON (%(default)s)")
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="LABEL[:STEPS]",
-        help="measure only this now; may be repeated",
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side (1)")
-    parser.add_argument("--threads", type=int, help="torch threads per process")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1; a GPU if there is one")
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH_SIZE,
-        help="sequences generated together (%(default)s)",
-    )
-    parser.add_argument("--samples", metavar="DIR", help="also keep every cell's samples here")
-    args = parser.parse_args(argv)
+    """``idlm evaluate --protocol`` under its older name; errors are one sentence, exit code 2."""
+    from idlm.cli.evaluate_protocol import run as command
+
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        run(
-            read_protocol(args.protocol),
-            args.output,
-            only=args.only,
-            workers=args.workers,
-            threads=args.threads,
-            settings=Settings(str(pick_device(args.device)), args.batch_size, args.samples),
-        )
+        command(given, prog="python -m idlm.evaluation.frontier")
     except UserError as error:
         print(f"idlm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

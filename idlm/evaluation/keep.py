@@ -22,13 +22,14 @@ def keep_samples(
         tokens: int64 ``[N, L]``.
         texts: the same samples as text.
         header: checkpoint, revision, steps, nfe, temperature, top_p, seconds, seed and what
-            else is known; the counts and the sampling dtype are added here.
+            else is known; the counts are added here, and a sampling dtype if it has none.
 
     Raises:
         UserError: if the file cannot be written.
     """
     count, length = tokens.shape
-    full = {**header, "length": length, "num_samples": count, "sampling_dtype": SAMPLING_DTYPE}
+    counts = {"length": length, "num_samples": count}
+    full = {"sampling_dtype": SAMPLING_DTYPE, **header, **counts}
     rows = (
         {"text": text, "tokens": row, "seed": header["seed"], "index": index}
         for index, (text, row) in enumerate(zip(texts, tokens.tolist(), strict=True))

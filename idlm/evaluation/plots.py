@@ -27,6 +27,7 @@ _MODEL_MARKERS = ("o", "s", "D", "P")
 _TEACHER_MARKERS = ("v", "^", "<", ">", "d", "X", "h", "p")
 _TEACHER_COLOUR = "#0072B2"
 _INK = "#444444"
+_USUAL = {"sampling_dtype": "float64", "network_dtype": "float32"}
 
 
 def plot_frontier(
@@ -239,9 +240,9 @@ def _shades(steps: Sequence[int]) -> dict[int, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw a results file of :mod:`idlm.evaluation.frontier`."""
+    """Draw a results file of ``idlm evaluate --protocol``."""
     parser = argparse.ArgumentParser(prog="python -m idlm.evaluation.plots", description=__doc__)
-    parser.add_argument("results", help="JSON of idlm.evaluation.frontier")
+    parser.add_argument("results", help="JSON of idlm evaluate --protocol")
     parser.add_argument("output", help="PNG to write")
     args = parser.parse_args(argv)
     try:
@@ -251,6 +252,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def _is_usual(row: Row) -> bool:
+    return row["top_p"] == 1.0 and all(
+        row.get(name, usual) == usual for name, usual in _USUAL.items()
+    )
+
+
 def _draw(results: str, output: str) -> Path:
     try:
         found = json.loads(Path(results).read_text(encoding="utf-8"))
@@ -258,8 +265,11 @@ def _draw(results: str, output: str) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{results} is no results file ({type(error).__name__}); make one with "
-            "python -m idlm.evaluation.frontier"
+            "idlm evaluate --protocol"
         ) from error
+    # one judge, and draws as they should be: other rows would look like other models
+    judge = protocol["evaluator"]
+    summary = [r for r in summary if r.get("evaluator", judge) == judge and _is_usual(r)]
     # what was measured, which may be less than the protocol asks for
     counts = sorted({len(row["seeds"]) for row in summary})
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

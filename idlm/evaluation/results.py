@@ -1,22 +1,33 @@
-"""The results file of a frontier: what it has, what follows from it, and who may write it."""
+"""The results file of a protocol: what it has, what follows from it, and who may write it.
+
+Several processes may fill one file. Each claims a cell by a lock of its own, so that no cell is
+measured twice at once, and adds it while it alone holds the file. Both locks end with their owner.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from idlm.errors import UserError
 from idlm.evaluation.cells import Cell, measure_reference, open_evaluator, weights_revision
 from idlm.evaluation.compare import matched_table, summarise
+from idlm.evaluation.gain import gains
+from idlm.evaluation.locks import hold
 from idlm.evaluation.protocol import Protocol
+from idlm.metrics import Evaluator
 from idlm.metrics.report import write_json
 
-_CELL_FIELDS = tuple(Cell.__dataclass_fields__)
+# what a cell of an older file does not state was at its default
+_DEFAULTS = {f.name: f.default for f in fields(Cell) if f.default is not MISSING}
+# the weights say which model it is: its path and revision may change
+_PLACES = ("checkpoint", "revision")
+_JUDGE = ("evaluator_revision", "evaluator_dtype")
 
 
 class Results:
@@ -25,111 +36,174 @@ class Results:
     Args:
         protocol: decides which cells count.
         path: the JSON file; read if it is there.
-        device: where held-out text is scored.
+        device: where samples and held-out text are scored.
 
     Raises:
-        UserError: if the file is there but is no results file.
+        UserError: if the file is there but is no results file, or an evaluator cannot be loaded.
     """
 
     def __init__(self, protocol: Protocol, path: Path, device: str) -> None:
         self.protocol, self.path, self.device = protocol, path, device
-        self.cells: list[dict[str, Any]] = self._read()
-        self.reference: dict[str, Any] | None = None
-        judge = open_evaluator(protocol.evaluator, device).identity()
-        self._judge = judge["evaluator_revision"]
-        self._revisions: dict[str, str | None] = {}
+        self.cells: list[dict[str, Any]] = []
+        self.references: list[dict[str, Any]] = []
+        self.reload()
+        self._judges = {name: self.judge(name).identity() for name in protocol.evaluators}
+        self._revisions: dict[tuple[str, str | None], str | None] = {}
 
-    def _read(self) -> list[dict[str, Any]]:
+    def judge(self, name: str) -> Evaluator:
+        """The evaluator of this name, as the protocol wants it."""
+        return open_evaluator(name, self.device, self.protocol.evaluator_dtype)
+
+    def reload(self) -> None:
+        """Read what the file has now."""
         if not self.path.exists():
-            return []
+            return
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if isinstance(found, dict) and isinstance(found.get("cells"), list):
-                return found["cells"]
+                self.cells = found["cells"]
+                self.references = found.get("references") or []
+                return
         except ValueError:
             pass
         raise UserError(f"{self.path} is no results file of this program; name another --output")
 
-    def _key(self, cell: Cell) -> tuple[Any, ...]:
-        """Everything that decides the numbers; a checkpoint that is absent matches nothing."""
-        if cell.checkpoint not in self._revisions:
+    def _weights(self, cell: Cell) -> str | None:
+        """The hash of a cell's checkpoint; None if it is absent, which matches nothing stored."""
+        where = cell.checkpoint, cell.revision
+        if where not in self._revisions:
             try:
-                self._revisions[cell.checkpoint] = weights_revision(cell.checkpoint)
+                self._revisions[where] = weights_revision(where[0], revision=where[1])
             except UserError:
-                self._revisions[cell.checkpoint] = None
-        fields = asdict(cell)
-        # the weights say which model it is; its path may change
-        fields["checkpoint"] = self._revisions[cell.checkpoint]
-        return (*fields.values(), self._judge)
+                self._revisions[where] = None
+        return self._revisions[where]
+
+    def _key(self, cell: Cell, evaluator: str) -> tuple[Any, ...]:
+        """Everything that decides the numbers."""
+        own = {k: v for k, v in asdict(cell).items() if k not in _PLACES}
+        judge = [self._judges[evaluator][name] for name in _JUDGE]
+        return (*own.values(), self._weights(cell), *judge, self.protocol.eos)
 
     @staticmethod
-    def _stored_key(found: dict[str, Any]) -> tuple[Any, ...]:
-        fields = {name: found[name] for name in _CELL_FIELDS}
-        fields["checkpoint"] = found["checkpoint_revision"]
-        return (*fields.values(), found["evaluation"]["evaluator_revision"])
+    def _stored_key(found: Mapping[str, Any]) -> tuple[Any, ...]:
+        fields_ = {**_DEFAULTS, **found}
+        own = [fields_[name] for name in Cell.__dataclass_fields__ if name not in _PLACES]
+        said = found["evaluation"]
+        judge = [said[name] for name in _JUDGE]
+        return (*own, found["checkpoint_revision"], *judge, said["eos"])
+
+    def missing(self, cell: Cell) -> list[str]:
+        """The evaluators under which the file lacks this cell."""
+        known = {self._stored_key(found) for found in self.cells}
+        return [name for name in self._judges if self._key(cell, name) not in known]
 
     def has(self, cell: Cell) -> bool:
-        """Whether the file has this cell under these conditions."""
-        return self._key(cell) in {self._stored_key(found) for found in self.cells}
+        """Whether the file has this cell under every evaluator."""
+        return not self.missing(cell)
 
-    def add(self, found: dict[str, Any]) -> None:
-        """Add a measured cell and write the file."""
-        self.cells.append(found)
-        self.save()
+    @contextmanager
+    def claim(self, cell: Cell) -> Iterator[list[str]]:
+        """Keep other processes from measuring ``cell``.
 
-    def add_reference(self) -> None:
-        """Measure the held-out text: seconds, so it is simply done again in every run."""
+        Yields:
+            The evaluators under which it is to be measured now: none if the file has them all, or
+            another process is at it.
+        """
+        own = [value for key, value in asdict(cell).items() if key not in _PLACES]
+        digest = hashlib.sha256(repr([*own, self._weights(cell)]).encode()).hexdigest()[:16]
+        with hold(self._beside(f"{digest}.lock"), wait=False) as mine:
+            if mine:
+                self.reload()
+            yield self.missing(cell) if mine else []
+
+    def _beside(self, name: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{name}")
+
+    def add(self, found: Sequence[dict[str, Any]]) -> None:
+        """Add measured cells to what the file has by now, and write it."""
+        with hold(self._beside("lock")):
+            self.reload()
+            self.cells += found
+            self._write()
+
+    def add_references(self) -> None:
+        """Measure the held-out text under each evaluator that the file has no such number of."""
         plan = self.protocol.reference
         if plan is None:
             return
-        tokenizer = next(
-            m.checkpoint for m in self.protocol.models if m.label == self.protocol.teacher
-        )
-        self.reference = measure_reference(
-            plan.corpus,
-            plan.split,
-            tokenizer=tokenizer,
-            evaluator=self.protocol.evaluator,
-            length=self.protocol.length,
-            rows=plan.rows,
-            device=self.device,
-        )
-        self.save()
+        model = next(m for m in self.protocol.models if m.label == self.protocol.teacher)
+        with hold(self._beside("reference.lock")):
+            self.reload()
+            for name in self._judges:
+                asked = {
+                    "corpus": plan.corpus,
+                    "split": plan.split,
+                    "rows": plan.rows,
+                    "tokenizer": model.checkpoint,
+                    "length": self.protocol.length,
+                    "judge": [*(self._judges[name][key] for key in _JUDGE), self.protocol.eos],
+                }
+                if any(found.get("asked") == asked for found in self.references):
+                    continue
+                found = measure_reference(
+                    plan.corpus,
+                    plan.split,
+                    tokenizer=model.checkpoint,
+                    evaluator=self.judge(name),
+                    length=self.protocol.length,
+                    rows=plan.rows,
+                    device=self.device,
+                    eos=self.protocol.eos,
+                )
+                self._add_reference({**found, "asked": asked})
+
+    def _add_reference(self, found: dict[str, Any]) -> None:
+        with hold(self._beside("lock")):
+            self.reload()
+            self.references.append(found)
+            self._write()
+
+    def _current(self) -> list[dict[str, Any]]:
+        """The stored cells that the protocol names, in its order, evaluator by evaluator."""
+        wanted = ((n, c) for n in self._judges for c in self.protocol.cells())
+        keys = {self._key(cell, name): i for i, (name, cell) in enumerate(wanted)}
+        current = [found for found in self.cells if self._stored_key(found) in keys]
+        return sorted(current, key=lambda found: keys[self._stored_key(found)])
+
+    def _current_references(self) -> list[dict[str, Any]]:
+        if self.protocol.reference is None:
+            return []
+        wanted = [
+            [*(self._judges[name][key] for key in _JUDGE), self.protocol.eos]
+            for name in self._judges
+        ]
+        plan = asdict(self.protocol.reference) | {"length": self.protocol.length}
+        fitting = [
+            found
+            for found in self.references
+            if found["asked"]["judge"] in wanted
+            and all(found["asked"][name] == value for name, value in plan.items())
+        ]
+        return sorted(fitting, key=lambda found: wanted.index(found["asked"]["judge"]))
 
     def save(self) -> dict[str, Any]:
-        """Write the file in one move; returns what is in it."""
-        keys = {key: i for i, key in enumerate(map(self._key, self.protocol.cells()))}
-        current = [found for found in self.cells if self._stored_key(found) in keys]
-        current.sort(key=lambda found: keys[self._stored_key(found)])
+        """Write the file with all that follows from its cells; returns what is in it."""
+        with hold(self._beside("lock")):
+            self.reload()
+            return self._write()
+
+    def _write(self) -> dict[str, Any]:
+        current = self._current()
         summary = summarise(current)
+        references = self._current_references()
         content = {
             "protocol": asdict(self.protocol),
-            "reference": self.reference,
+            "reference": references[0] if references else None,
             "summary": summary,
             "matched": matched_table(summary, self.protocol.teacher),
+            "gains": gains(current, self.protocol.teacher),
+            "references": self.references,
             "cells": self.cells,
         }
         write_json(self.path, content)
         return content
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep others from writing ``output``: two runs would lose each other's cells.
-
-    Raises:
-        UserError: if another process writes it.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lock = output.with_name(f".{output.name}.lock")
-    with open(lock, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another run is writing {output}; wait for it or name another --output"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)

@@ -14,7 +14,12 @@ from idlm.metrics.diversity import sequence_entropies
 
 
 def score(
-    tokens: Tensor, texts: Sequence[str], evaluator: Evaluator, *, device: str = "cpu"
+    tokens: Tensor,
+    texts: Sequence[str],
+    evaluator: Evaluator,
+    *,
+    device: str = "cpu",
+    eos: str = "published",
 ) -> dict[str, Any]:
     """Perplexity, entropy and distinct bigrams of samples, each with its standard error.
 
@@ -23,9 +28,15 @@ def score(
         texts: the same samples as text.
         evaluator: the judging model.
         device: of the evaluator.
+        eos: which tokens count, "published" or "strict".
+
+    Returns:
+        The numbers, the conditions of the perplexity, and under ``per_sample`` what they are made
+        of, one entry for each sample: ``nats`` and scored ``tokens``, ``entropy`` in nats.
+        Intervals are made by resampling them.
     """
     started = time.perf_counter()
-    metric = GenerativePerplexity(evaluator, batch_size=1, device=device)
+    metric = GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device)
     nll: list[float] = []
     count: list[float] = []
     for text in texts:
@@ -44,6 +55,11 @@ def score(
         "entropy_stderr": _finite(_mean_stderr(entropies)),
         "distinct_2_per_sequence": _finite(float(distinct.compute())),
         "evaluation": metric.conditions(),
+        "per_sample": {
+            "nats": nll,
+            "tokens": [int(number) for number in count],
+            "entropy": entropies.tolist(),
+        },
         "seconds_scoring": time.perf_counter() - started,
     }
 

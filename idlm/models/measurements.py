@@ -80,8 +80,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         isinstance(row, dict) and isinstance(row.get("evaluation") or {}, dict) for row in rows
     ):
         raise UserError(
-            f"{path} is no results file; give the JSON that `idlm evaluate --output` or "
-            "`python -m idlm.evaluation.frontier` wrote"
+            f"{path} is no results file; give the JSON that `idlm evaluate --output` wrote"
         )
     flat = [{**(row.get("evaluation") or {}), **row} for row in rows]
     return [{**row, "nfe": row.get("nfe", row.get("network_calls"))} for row in flat]

@@ -135,7 +135,7 @@ def _absorbing(model: DiffusionLM) -> Absorbing:
     return model.process
 
 
-def _logits(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
+def clean_logits(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
     """Logits of x0 at features ``[R, D]``, those of the mask -inf, some rows at a time, ``[r, V]``.
 
     A prediction at a masked position is their softmax, by SUBS.
@@ -150,7 +150,7 @@ def _logits(model: DiffusionLM, features: Tensor) -> Iterator[Tensor]:
 
 def _certainty(model: DiffusionLM, hidden: Tensor, masked: Tensor, order: str) -> Tensor:
     """How sure the prediction is at each masked position, float64 ``[B, L]``, in whole steps."""
-    laws = (torch.softmax(logits.double(), -1) for logits in _logits(model, hidden[masked]))
+    laws = (torch.softmax(logits.double(), -1) for logits in clean_logits(model, hidden[masked]))
     found = [rank(order, law, model.dtype) for law in laws]
     certainty = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
     return certainty.masked_scatter(masked, torch.cat(found))
@@ -162,7 +162,7 @@ def _draw(
     """Tokens ``[R]`` at features ``[R, D]``, and what they were drawn from, if asked for."""
     changed = settings.temperature != 1.0 or settings.top_p < 1.0
     drawn, kept, start = [], [], 0
-    for weights in _logits(model, features):
+    for weights in clean_logits(model, features):
         if changed or settings.probabilities:  # a draw alone needs no normalised weights
             log_p = torch.log_softmax(weights.double(), -1)
             weights = nucleus(temper(log_p, settings.temperature), settings.top_p)

@@ -20,6 +20,7 @@ from idlm.models.modeling import DiffusionLM
 ENTRIES = 1 << 24
 RANDOM = "random"
 ANCESTRAL, GREEDY = TAILS = ("ancestral", "greedy")
+FLOAT64, FLOAT32 = SAMPLING_DTYPES = ("float64", "float32")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Settings:
         top_p: nucleus of the clean-token prediction, after the temperature.
         order: which positions reveal first, a name of :data:`idlm.sampling.orders.ORDERS`.
         tail: how the uniform process ends, a name of :data:`TAILS`.
+        sampling_dtype: of the categorical draws, a name of :data:`SAMPLING_DTYPES`.
         probabilities: whether callbacks get the distributions that tokens were drawn from.
     """
 
@@ -74,6 +76,7 @@ class Settings:
     order: str = RANDOM
     probabilities: bool = False
     tail: str = ANCESTRAL
+    sampling_dtype: str = FLOAT64
 
     @property
     def rounds(self) -> int:

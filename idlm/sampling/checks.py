@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.processes import Uniform
-from idlm.sampling.base import ANCESTRAL, RANDOM, TAILS
+from idlm.sampling.base import ANCESTRAL, FLOAT32, FLOAT64, RANDOM, SAMPLING_DTYPES, TAILS
 from idlm.sampling.orders import ORDERS
 from idlm.sampling.registry import sampler_for
 
@@ -28,6 +28,7 @@ def check_request(
     batch_size: int | None,
     order: str = RANDOM,
     tail: str = ANCESTRAL,
+    sampling_dtype: str = FLOAT64,
     stride: int | None = None,
     first_index: int = 0,
     seed: int | None = None,
@@ -37,7 +38,11 @@ def check_request(
     Raises:
         UserError: naming the value, what is allowed and what to do.
     """
-    sampler_for(model.process)
+    if sampling_dtype not in SAMPLING_DTYPES:
+        raise UserError(
+            f"sampling_dtype is {sampling_dtype!r}; choose one of {', '.join(SAMPLING_DTYPES)}"
+        )
+    sampler_for(model.process, sampling_dtype)
     for name, value in (("num_samples", num_samples), ("steps", steps), ("length", length)):
         _check_whole(name, value, 1)
     _check_whole("first_index", first_index, 0)
@@ -64,6 +69,11 @@ def check_request(
         raise UserError(f"order is {order!r}; choose one of {', '.join(ORDERS)}")
     if tail not in TAILS:
         raise UserError(f"tail is {tail!r}; choose one of {', '.join(TAILS)}")
+    if sampling_dtype == FLOAT32 and order != RANDOM:
+        raise UserError(
+            f"order is {order!r}, but a float32 race itself decides which positions are revealed; "
+            "leave order or sampling_dtype out"
+        )
     if model.process.name == Uniform.name and order != RANDOM:
         raise UserError(
             f"order is {order!r}, but the uniform process redraws every position in every step, "

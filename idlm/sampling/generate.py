@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.sampling.base import ANCESTRAL, RANDOM, Callback, Settings, StepState
+from idlm.sampling.base import ANCESTRAL, FLOAT64, RANDOM, Callback, Settings, StepState
 from idlm.sampling.checks import check_request
 from idlm.sampling.registry import sampler_for
 from idlm.sampling.requests import Canvas, make_canvas, stop_ids
@@ -24,7 +24,7 @@ __all__ = ["SAMPLING_DTYPE", "GenerationOutput", "check_request", "generate"]
 
 # tokens in flight per batch unless the caller says otherwise: fits a laptop and keeps it busy
 _TOKENS_PER_BATCH = 16 * 1024
-SAMPLING_DTYPE = "float64"
+SAMPLING_DTYPE = FLOAT64  # unless a caller asks for the research option
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def generate(
     first_index: int = 0,
     callback: Callback | None = None,
     probabilities: bool = False,
+    sampling_dtype: str = FLOAT64,
 ) -> GenerationOutput:
-    """Generate token sequences with float64 categorical draws.
+    """Generate token sequences, with float64 categorical draws unless told otherwise.
 
     Given tokens are never noised, and stay as they are through every step.
 
@@ -106,6 +107,8 @@ def generate(
         first_index: number of the first sample, to continue or split a set of samples.
         callback: called with a :class:`~idlm.sampling.base.StepState` after every step.
         probabilities: whether the states hold the distributions that tokens were drawn from.
+        sampling_dtype: "float64", exact; or "float32", the truncated races of several published
+            codes, to measure what they do (see :mod:`idlm.sampling.float32`).
 
     Raises:
         UserError: for a request outside what the model can do.
@@ -121,6 +124,7 @@ def generate(
         batch_size=batch_size,
         order=order,
         tail=tail,
+        sampling_dtype=sampling_dtype,
         stride=stride,
         first_index=first_index,
         seed=seed,
@@ -129,6 +133,11 @@ def generate(
         raise UserError("stop ends a text, but an infill has its own end; leave stop or infill out")
     if probabilities and callback is None:
         raise UserError("probabilities are for a callback, and there is none; give one")
+    if probabilities and sampling_dtype != FLOAT64:
+        raise UserError(
+            f"probabilities are of exact draws, and sampling_dtype is {sampling_dtype!r}; leave "
+            "probabilities out"
+        )
     canvas = make_canvas(
         model,
         num_samples,
@@ -141,7 +150,7 @@ def generate(
     stops = stop_ids(model, stop, tokenizer).to(model.device)
     if seed is None:
         seed = secrets.randbits(31)  # torch.seed() would reseed the caller's own generators
-    settings = Settings(steps, seed, temperature, top_p, order, probabilities, tail)
+    settings = Settings(steps, seed, temperature, top_p, order, probabilities, tail, sampling_dtype)
     stride = stride or context
     started = time.perf_counter()
     batches = _batches(canvas, batch_size, context)
@@ -150,7 +159,7 @@ def generate(
     with _evaluating(model), _progress(progress, sum(planned), callback) as (on_step, reach):
         for number, (index, width) in enumerate(batches):
             rows, ends, calls = sample_windows(
-                sampler_for(model.process),
+                sampler_for(model.process, sampling_dtype),
                 model,
                 canvas.tokens[index, :width].to(model.device),
                 canvas.write[index, :width].to(model.device),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from idlm.errors import UserError
 from idlm.processes import Absorbing, Process, Uniform
 from idlm.sampling.ancestral import sample_ancestral
-from idlm.sampling.base import Sampler
+from idlm.sampling.base import FLOAT32, FLOAT64, Sampler
+from idlm.sampling.float32 import sample_float32
 from idlm.sampling.uniform import sample_uniform
 
 SAMPLERS: dict[str, Sampler] = {
@@ -14,15 +15,24 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-def sampler_for(process: Process) -> Sampler:
+def sampler_for(process: Process, sampling_dtype: str = FLOAT64) -> Sampler:
     """The sampler of a process.
+
+    Args:
+        process: of the model.
+        sampling_dtype: of the draws; "float32" is :mod:`idlm.sampling.float32`.
 
     Raises:
         UserError: if there is none.
     """
+    if sampling_dtype == FLOAT32 and process.name != Absorbing.name:
+        raise UserError(
+            f"sampling_dtype is {sampling_dtype!r}, which is for the absorbing process, but the "
+            f"model's is {process.name}; leave sampling_dtype out"
+        )
     if process.name not in SAMPLERS:
         raise UserError(
             f"the model's process is {process.name!r}, which has no sampler; "
             f"generate with a model of one of: {', '.join(sorted(SAMPLERS))}"
         )
-    return SAMPLERS[process.name]
+    return sample_float32 if sampling_dtype == FLOAT32 else SAMPLERS[process.name]

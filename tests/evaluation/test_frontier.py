@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from idlm.errors import UserError
 from idlm.evaluation import frontier
+from idlm.evaluation.locks import hold
 from idlm.evaluation.protocol import read_protocol
-from idlm.evaluation.results import locked
+from idlm.evaluation.results import Results
 from idlm.paths import repo_dir
 from tests.tiny_models import LENGTH, SENTENCES
 
@@ -56,13 +60,13 @@ def run(tmp_path, settings, **options):
 def measured(monkeypatch):
     """The cells that were really measured."""
     seen = []
-    original = frontier.measure
+    original = frontier.measure_each
 
     def spy(cell, **options):
         seen.append(cell)
         return original(cell, **options)
 
-    monkeypatch.setattr(frontier, "measure", spy)
+    monkeypatch.setattr(frontier, "measure_each", spy)
     return seen
 
 
@@ -95,19 +99,19 @@ def test_a_run_measures_every_cell_and_summarises_over_seeds(tmp_path, settings,
 def test_a_run_that_was_stopped_measures_only_what_is_missing(
     tmp_path, settings, measured, monkeypatch
 ):
-    real = frontier.measure
+    real = frontier.measure_each
 
     def dies_at_the_third(cell, **options):
         if len(measured) == 2:
             raise KeyboardInterrupt
         return real(cell, **options)
 
-    monkeypatch.setattr(frontier, "measure", dies_at_the_third)
+    monkeypatch.setattr(frontier, "measure_each", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, settings)
     kept = json.loads((tmp_path / "out.json").read_text())["cells"]
     assert len(kept) == 2
-    monkeypatch.setattr(frontier, "measure", real)
+    monkeypatch.setattr(frontier, "measure_each", real)
     measured.clear()
     result = run(tmp_path, settings)
     assert len(measured) == 4
@@ -178,10 +182,126 @@ def test_samples_are_kept_on_request(tmp_path, settings):
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["student-2-T1-seed0.jsonl"]
 
 
-def test_two_runs_never_write_one_file(tmp_path, settings):
-    with locked(tmp_path / "out.json"), pytest.raises(UserError, match="another run is writing"):
+def test_a_cell_that_another_process_has_claimed_is_left_to_it(
+    tmp_path, settings, measured, capsys
+):
+    settings["seeds"] = [0]
+    protocol = read_protocol(written(tmp_path, settings))
+    others = Results(protocol, tmp_path / "out.json", "cpu")
+    first = next(iter(protocol.cells()))
+    with others.claim(first) as evaluators:
+        assert evaluators == protocol.evaluators
         run(tmp_path, settings)
-    run(tmp_path, settings, only=["student"])  # the lock is gone with its owner
+        assert len(measured) == 2
+        assert first not in measured
+        assert "1 cells are being measured by other processes" in capsys.readouterr().out
+    run(tmp_path, settings)
+    assert measured[-1] == first
+    assert len(measured) == 3
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_cells_that_others_added_meanwhile_are_kept(tmp_path, settings):
+    settings["seeds"] = [0]
+    protocol = read_protocol(written(tmp_path, settings))
+    slow = Results(protocol, tmp_path / "out.json", "cpu")  # has read the file before
+    theirs = run(tmp_path, settings, only=["student"])["cells"]
+    mine = {**theirs[0], "label": "mine"}
+    slow.add([mine])
+    assert json.loads((tmp_path / "out.json").read_text())["cells"] == [*theirs, mine]
+
+
+def test_a_lock_goes_with_its_owner_and_is_never_held_twice(tmp_path):
+    with hold(tmp_path / "x.lock") as one, hold(tmp_path / "x.lock", wait=False) as other:
+        assert (one, other) == (True, False)
+    with hold(tmp_path / "x.lock", wait=False) as again:
+        assert again
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_evaluators_judge_the_same_samples_and_a_new_one_is_added(
+    tmp_path, settings, measured, folders
+):
+    settings["seeds"] = [0]
+    alone = run(tmp_path, settings)
+    measured.clear()
+    second = tmp_path / "second"
+    shutil.copytree(folders.evaluator, second)
+    weights = load_file(second / "model.safetensors")
+    weights["transformer.wte.weight"][:, 0] *= 2.0
+    save_file(weights, second / "model.safetensors", metadata={"format": "pt"})
+    judges = [settings.pop("evaluator"), str(second)]
+    both = run(tmp_path, settings | {"evaluators": judges})
+    assert len(measured) == 3  # generated again for the new judge alone
+    assert [row["evaluator"] for row in both["summary"]] == [judges[0]] * 3 + [judges[1]] * 3
+    assert both["summary"][:3] == alone["summary"]
+    assert {row["evaluator"] for row in both["matched"]} == set(judges)
+    for one, other in zip(both["summary"][:3], both["summary"][3:], strict=True):
+        assert one["entropy_mean"] == other["entropy_mean"]
+        assert one["gen_ppl_mean"] != other["gen_ppl_mean"]
+    assert [r["evaluation"]["evaluator"] for r in both["references"]] == judges
+    assert both["reference"] == both["references"][0]
+    measured.clear()
+    run(tmp_path, settings | {"evaluators": judges})
+    assert measured == []
+
+
+def test_every_way_of_sampling_is_a_cell_of_its_own(tmp_path, settings):
+    shared = {k: settings["models"][0][k] for k in ("label", "checkpoint", "steps")}
+    settings["models"] = [
+        shared
+        | {
+            "top_p": [1.0, 0.5],
+            "samplers": ["ancestral", "margin"],
+            "network_dtypes": ["float32", "bfloat16"],
+        },
+        shared | {"sampling_dtypes": ["float32"]},
+    ]
+    settings["seeds"] = [0]
+    cells = run(tmp_path, settings)["cells"]
+    assert len(cells) == 9
+    names = ("sampler", "sampling_dtype", "network_dtype", "top_p")
+    assert len({tuple(cell[name] for name in names) for cell in cells}) == 9
+    exact = [cell for cell in cells if cell["sampling_dtype"] == "float64"]
+    for name in ("sampler", "top_p"):
+        assert len({(c[name], c["gen_ppl"]) for c in exact}) > 2, name
+    assert {c["order"] for c in exact if c["sampler"] == "margin"} == {"margin"}
+    assert not any("order" in c for c in exact if c["sampler"] == "ancestral")
+    (raced,) = (cell for cell in cells if cell["sampling_dtype"] == "float32")
+    assert raced["gen_ppl"] not in {cell["gen_ppl"] for cell in exact}
+
+
+def test_per_sample_numbers_add_up_to_those_of_the_cell(tmp_path, settings):
+    for cell in run(tmp_path, settings, only=["student"])["cells"]:
+        kept = cell["per_sample"]
+        assert len(kept["nats"]) == cell["num_samples"] == 2
+        assert math.exp(sum(kept["nats"]) / sum(kept["tokens"])) == pytest.approx(cell["gen_ppl"])
+        assert sum(kept["entropy"]) / 2 == pytest.approx(cell["entropy"])
+
+
+def test_a_file_from_before_samplers_and_precisions_were_named_still_counts(
+    tmp_path, settings, measured
+):
+    content = run(tmp_path, settings)
+    old = ("sampler", "revision", "per_sample")
+    content["cells"] = [{k: v for k, v in c.items() if k not in old} for c in content["cells"]]
+    for name in ("gains", "references"):
+        del content[name]
+    (tmp_path / "out.json").write_text(json.dumps(content))
+    measured.clear()
+    again = run(tmp_path, settings)
+    assert measured == []
+    assert again["summary"] == content["summary"]
+    assert again["gains"]["equal_entropy"][0]["interval"] == "seeds"
+
+
+def test_the_shipped_results_are_cells_of_the_shipped_protocol():
+    """Hours of measurements: whoever changes what identifies a cell must not lose them."""
+    path = repo_dir() / "eval" / "results" / "frontier.json"
+    protocol = read_protocol(repo_dir() / "eval" / "frontier.yaml")
+    results = Results(protocol, path, "cpu")
+    assert len(results.cells) >= 19
+    assert sum(results.has(cell) for cell in protocol.cells()) == len(results.cells)
 
 
 def test_a_file_that_is_no_results_file_is_left_alone(tmp_path, settings):
@@ -194,13 +314,18 @@ def test_a_file_that_is_no_results_file_is_left_alone(tmp_path, settings):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"tempreature": 1}, "tempreature"),
+        ({"num_smaples": 1}, r"key 'num_smaples', which nothing reads; did you mean 'num_samples'"),
+        ({"reference": {"rwos": 1}}, r"key 'reference.rwos', .* did you mean 'rows'"),
+        ({"colour": 1}, r"key 'colour', which nothing reads; there are models, teacher"),
         ({"num_samples": "many"}, "many"),
         ({"num_samples": 0}, "0 samples"),
         ({"teacher": "professor"}, "'professor', which is none of the labels"),
         ({"models": []}, "there are none"),
         ({"seeds": [0, 0]}, None),
-        ({"evaluator": None}, "valuator"),
+        ({"evaluator": None}, "needs either evaluator, a language model that judges, or evaluato"),
+        ({"evaluators": ["another"]}, "needs either evaluator"),
+        ({"evaluator_dtype": "float8"}, "evaluator_dtype has 'float8'; choose from float32"),
+        ({"eos": "none"}, "eos has 'none'; choose from published, strict"),
     ],
 )
 def test_a_protocol_that_makes_no_sense_is_refused(tmp_path, settings, change, sentence):
@@ -212,9 +337,19 @@ def test_a_protocol_that_makes_no_sense_is_refused(tmp_path, settings, change, s
         read_protocol(path)
 
 
-def test_an_unknown_key_inside_a_model_is_refused_too(tmp_path, settings):
-    settings["models"][0]["temperature"] = 1.0
-    with pytest.raises(UserError, match="temperature"):
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"temperature": 1.0}, r"key 'models\[0\].temperature', .* did you mean 'temperatures'"),
+        ({"samplers": ["ddim"]}, "samplers has 'ddim'; choose from ancestral, greedy, confidence"),
+        ({"sampling_dtypes": ["float16"]}, "sampling_dtypes has 'float16'; choose from float64"),
+        ({"network_dtypes": ["int8"]}, "network_dtypes has 'int8'; choose from float32, bfloat16"),
+        ({"top_p": [0.0]}, r"has top_p 0; it must be in \(0, 1\]"),
+    ],
+)
+def test_a_model_that_makes_no_sense_is_refused_too(tmp_path, settings, change, sentence):
+    settings["models"][0] |= change
+    with pytest.raises(UserError, match=sentence):
         read_protocol(written(tmp_path, settings))
 
 
