@@ -10,6 +10,7 @@ import pytest
 
 import idlm
 from idlm.cli.main import COMMANDS, main
+from idlm.evaluation.protocol import read_protocol
 from idlm.paths import BUNDLED_MODELS, repo_dir
 
 README = (repo_dir() / "README.md").read_text(encoding="utf-8")
@@ -62,12 +63,37 @@ def test_generating_and_evaluating_work_as_the_readme_types_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = [words for words in commands() if "kuleshov-group/mdlm-owt" not in words]
-    verbs = [words for words in local if words[1:2] in (["generate"], ["evaluate"])]
-    assert [words[1] for words in verbs] == ["generate", "evaluate", "generate", "generate"]
+    long = ("--likelihood", "--protocol")
+    verbs = [
+        words
+        for words in local
+        if words[1:2] in (["generate"], ["evaluate"]) and not {*long} & {*words}
+    ]
+    # the samples are made further below than they are first judged
+    verbs.sort(key=lambda words: words[1], reverse=True)
+    assert [words[1] for words in verbs] == [*["generate"] * 3, *["evaluate"] * 2]
     for words in verbs:
         run([*words, "--watch-delay", "0"] if "--watch" in words else words, tmp_path)
     assert (tmp_path / "samples.jsonl").stat().st_size > 1000
-    assert "entropy" in capsys.readouterr().out.lower()
+    printed = capsys.readouterr().out.lower()
+    assert "entropy" in printed
+    assert "self-bleu" in printed
+
+
+def test_likelihood_protocol_and_report_work_as_the_readme_types_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repo_dir())
+    (likelihood,) = [words for words in commands() if "--likelihood" in words]
+    run([*likelihood, "--rows", "1", "--draws", "2", "--length", "64"], tmp_path)
+    assert "perplexity" in capsys.readouterr().out.lower()
+    (protocol,) = [words for words in commands() if "--protocol" in words]
+    # hours of work: what it would do is read, and nothing of it is asked for
+    described = read_protocol(Path(protocol[protocol.index("--protocol") + 1]))
+    assert {model.label for model in described.models} == {"student", "teacher"}
+    (report,) = [words for words in commands() if words[1:2] == ["report"]]
+    main([*report[1:-1], str(tmp_path / report[-1])])
+    assert (tmp_path / report[-1] / "index.html").stat().st_size > 100_000
 
 
 def test_the_owt_configuration_prints_anywhere(
