@@ -130,6 +130,11 @@ def _cells(options: argparse.Namespace, plan: Plan) -> list[Cell]:
     seeds = options.seed or ([0, 1, 2] if every else [0])
     shared.check_request(seeds, options.latent, every=every)
     datasets = toys.NAMES if options.dataset == ALL else (options.dataset,)
+    if options.bins is not None and not any(toys.load(name).planar for name in datasets):
+        raise UserError(
+            f"--bins is {options.bins}, but {options.dataset!r} is sequences without squares; "
+            "leave it out"
+        )
     for name in datasets:
         toys.load(name, bins=plan.bins)
     methods = (TEACHER, *METHODS) if every else (options.method,)

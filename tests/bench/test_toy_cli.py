@@ -394,6 +394,7 @@ def test_a_row_of_the_table_is_mean_and_deviation_over_seeds() -> None:
         (["--samples", "0"], "--samples is 0"),
         (["--bins", "30"], "multiple of 4"),
         (["--longer", "0"], "--longer is 0.0"),
+        (["--dataset", "equal", "--bins", "8"], "--bins is 8, but 'equal' is sequences without"),
         (["--seed", "-1"], "--seed is -1"),
     ],
 )

@@ -43,6 +43,28 @@ def test_nll_is_the_published_one_hot_form_to_ten_digits(dtype: torch.dtype) -> 
     torch.testing.assert_close(nll, published_nll(log_p, x0, z, t), atol=1e-12, rtol=1e-10)
 
 
+def test_the_nelbo_of_five_states_is_the_fine_sum_of_discrete_time_divergences() -> None:
+    """Random p_theta that changes with the state; z_t averaged by its law (methods B.2)."""
+    process, steps, clean = Uniform(K), 4_000, 1
+    guess = torch.log_softmax(torch.randn(K, K, dtype=torch.float64), -1)  # by the state
+    grid = torch.linspace(0.01, 1.0, steps + 1, dtype=torch.float64)
+    s, t, middle = grid[:-1], grid[1:], (grid[:-1] + grid[1:]) / 2
+    state, x = torch.arange(K).expand(steps, K), torch.full((steps, K), clean)
+
+    def law(time: Tensor) -> Tensor:
+        alpha = process.schedule.alpha(time).unsqueeze(-1)
+        return alpha * (state == clean) + (1 - alpha) / K
+
+    truth = process.posterior(x, state, s, t)
+    model = process.posterior(guess.exp()[state], state, s, t)
+    discrete = (law(t) * (truth * (truth / model).log()).sum(-1)).sum()
+    rate = process.nll_per_token(guess[state], x, state, middle)
+    continuous = (law(middle) * rate).sum() * 0.99 / steps
+    assert float(continuous) > 0.1
+    # a right-end rule of 4,000 steps against a midpoint rule
+    assert float(discrete) == pytest.approx(float(continuous), rel=4e-3)
+
+
 def test_nll_is_a_divergence_zero_only_where_the_denoiser_is_the_target() -> None:
     process = Uniform(K)
     log_p, _, z, t = case()
