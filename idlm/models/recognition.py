@@ -161,8 +161,7 @@ class Recognition(nn.Module):
         mark = F.silu(self.mask)
 
         def step(x: Tensor, block: Block, rows: nn.Linear) -> Tensor:
-            # as a table of one row: FSDP2 warns of the view that a layer makes of a vector
-            modulation = block.adaLN_modulation(self.condition[None]) + inside * rows(mark)
+            modulation = block.adaLN_modulation(self.condition) + inside * rows(mark)
             return block(x, modulation, cos, sin)
 
         for block, rows in zip(self.blocks, self.mask_modulation, strict=True):

@@ -9,6 +9,7 @@ method of a network can be its forward pass, of which a denoiser has more than o
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """Meet the other processes; all of them share the networks."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        # of the recognition network: nothing here works in place on what a network returns
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's; no weights stay gathered behind it."""
