@@ -8,14 +8,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import DoublePrecision
 from torch import Tensor
 
+import idlm
+from idlm.cli.main import main
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
 from idlm.objectives import DMMD, IDLM, SDTT, VADD
 from idlm.training.sharding import ShardedStrategy, full_state
 from tests.launched import launch
 from tests.tiny_models import LENGTH, Folders
-from tests.training.helpers import QUIET, distillation, rows, trainer
+from tests.training.helpers import QUIET, Record, differs, distillation, rows, trainer
 
 pytestmark = QUIET
 
@@ -115,10 +118,11 @@ def test_two_processes_and_micro_batches_make_the_gradients_of_one_process(
 def test_sharded_networks_get_the_gradients_of_one_process(
     teachers: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
-    single = {"precision": "32-true"}  # all that Lightning's strategy allows on a CPU
+    # Lightning's strategy knows no precision="64-true", but the plugin of that name
+    double = {"precision": None, "plugins": [DoublePrecision()]}
 
     def sharded(rank: int) -> dict[str, Gradients]:
-        fsdp = {"devices": 2, "micro_batch_size": 1, **single}
+        fsdp = {"devices": 2, "micro_batch_size": 1, **double}
         return {
             n: gradients(n, teachers, corpus, tmp_path, strategy=ShardedStrategy(), **fsdp)
             for n in OBJECTIVES
@@ -127,9 +131,80 @@ def test_sharded_networks_get_the_gradients_of_one_process(
     torch.set_num_threads(1)
     both = launch(2, sharded)
     for name in OBJECTIVES:
-        alone = gradients(name, teachers, corpus, tmp_path, **single)
+        alone = gradients(name, teachers, corpus, tmp_path)
         for found in both:
             assert found[name].keys() == alone.keys()
             for key, expected in alone.items():
                 worst = float((found[name][key] - expected).abs().max())
                 assert worst < 1e-6, (name, key, worst)
+
+
+SHARED = {"ddp": lambda: "ddp_find_unused_parameters_true", "sharded": ShardedStrategy}
+
+
+def train(
+    teacher: Path, corpus: Path, folder: Path, updates: int, **settings: Any
+) -> tuple[list[float], L.Trainer]:
+    """The losses of a distillation in double precision, until so many student updates."""
+    start = settings.pop("ckpt_path", None)
+    record = Record()
+    module = distillation(teacher, IDLM(), max_student_updates=updates, ema_decay=0.5, lr=1e-4)
+    plugins = [DoublePrecision()]
+    run = trainer(folder, record, precision=None, plugins=plugins, **settings)
+    run.fit(module, datamodule=rows(corpus, teacher), ckpt_path=start, weights_only=None)
+    losses = [
+        update[f"train/{name}_loss"]
+        for number, update in enumerate(record.updates)
+        for name in [("fake", "student")[number % 2]]
+    ]
+    return losses, run
+
+
+def test_a_run_on_two_processes_continues_on_one_and_exports_the_same_model(
+    teachers: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    teacher = teachers["absorbing"]
+
+    def first_half(rank: int) -> dict[str, list[float]]:
+        losses = {}
+        for name, strategy in SHARED.items():
+            losses[name], run = train(
+                teacher, corpus, tmp_path / name, 2, devices=2, strategy=strategy()
+            )
+            run.save_checkpoint(tmp_path / name / "last.ckpt")
+        return losses
+
+    torch.set_num_threads(1)
+    halves = launch(2, first_half)
+    straight, _ = train(teacher, corpus, tmp_path / "straight", 4)
+    assert len(straight) == 8
+    for name in SHARED:
+        folder, checkpoint = tmp_path / name, tmp_path / name / "last.ckpt"
+        # what the run exported itself, and what `idlm export` makes of its checkpoint
+        main(["export", "--checkpoint", str(checkpoint), "--output", str(folder / "made")])
+        exported, made = (idlm.load(folder / n).state_dict() for n in ("export", "made"))
+        assert differs(exported, made) == []
+        rest, _ = train(teacher, corpus, folder / "rest", 4, ckpt_path=checkpoint)
+        for half in halves:
+            assert [*half[name], *rest] == pytest.approx(straight, rel=1e-6, abs=1e-9)
+        ended, expected = (
+            idlm.load(f / "export").state_dict() for f in (folder / "rest", tmp_path / "straight")
+        )
+        for key, value in expected.items():
+            assert torch.allclose(ended[key], value, rtol=0, atol=1e-6), key
+
+
+def test_two_processes_continue_a_sharded_run_that_one_began(
+    teachers: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    teacher, last = teachers["absorbing"], tmp_path / "last.ckpt"
+    begun, run = train(teacher, corpus, tmp_path / "one", 1)
+    run.save_checkpoint(last)
+    straight, _ = train(teacher, corpus, tmp_path / "straight", 3)
+
+    def second_half(rank: int) -> list[float]:
+        shared = {"devices": 2, "strategy": ShardedStrategy(), "ckpt_path": last}
+        return train(teacher, corpus, tmp_path / "two", 3, **shared)[0]
+
+    for rest in launch(2, second_half):
+        assert [*begun, *rest] == pytest.approx(straight, rel=1e-6, abs=1e-9)
