@@ -1,4 +1,4 @@
-"""Real processes on one machine that meet over gloo, forked from the test so that they start fast."""
+"""Real processes that meet over gloo, forked from the test so that they start fast."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def launch(count: int, work: Callable[[int], Any], *, timeout: float = 120) -> l
             process.kill()
 
 
-def _run(
-    rank: int, count: int, port: int, work: Callable[[int], Any], answer: Connection
-) -> None:
+def _run(rank: int, count: int, port: int, work: Callable[[int], Any], answer: Connection) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test",

@@ -259,7 +259,10 @@ class PackedDataModule(lightning.LightningDataModule):
             )
             # When streaming, reading on after the rows that are wanted could take hours.
             first = self.max_eval_rows if self.streaming else None
-            self._rows[split], self.metadata[split] = store.open(split, first=first)
+            # one process of each machine reads the whole entry; the others would read the same
+            verify = self.trainer is None or self.trainer.local_rank == 0
+            found = store.open(split, first=first, verify=verify)
+            self._rows[split], self.metadata[split] = found
         return self._rows[split]
 
     def evaluation_rows(self) -> np.ndarray:

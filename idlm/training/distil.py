@@ -168,6 +168,11 @@ class DistillationModule(UpdateModule):
         if self.networks is not None:
             return
         h = self.hparams
+        if self.device_mesh is not None and not self.objective.shardable:
+            raise UserError(
+                f"{type(self.objective).__name__} cannot run with ShardedStrategy, which needs the "
+                "same forward passes in every process; use ddp_find_unused_parameters_true"
+            )
         if self._given is None:
             self.teacher = load(h["teacher"])
             self.tokenizer = load_tokenizer(h["tokenizer"] or h["teacher"])
