@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -33,6 +34,7 @@ _UNFOUNDED = (
     ".*resuming from a checkpoint that ended.*",
     ".*LeafSpec.*",
 )
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
 _CKPT_WORDS = ("best", "last", "hpc")
 
 
@@ -136,6 +138,14 @@ def run(argv: list[str]) -> None:
         )
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
+    except RuntimeError as error:
+        if (dead := _DEAD_WORKER.search(str(error))) is None:
+            raise
+        raise UserError(
+            f"a process that loads data died ({dead[0]}), perhaps for want of memory; continue "
+            "from the last checkpoint with --ckpt_path, and with --data.init_args.num_workers 0 "
+            "if it happens again"
+        ) from error
     except ValueError as error:
         # jsonargparse wraps what a constructor says about its arguments
         if (cause := _cause(error)) is None:

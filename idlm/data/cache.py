@@ -148,6 +148,11 @@ class _Checked:
         self._file, self._folder = file, folder
 
     def write(self, data: Any) -> int:
+        """As of the file.
+
+        Raises:
+            UserError: naming the cache folder, if it cannot.
+        """
         try:
             return int(self._file.write(data))
         except OSError as error:

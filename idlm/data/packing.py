@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -140,15 +140,37 @@ def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray
     Raises:
         UserError: if the tokenizer has no eos token.
     """
+    return encode(
+        texts, tokenizer.backend_tokenizer, ending(tokenizer), token_dtype(len(tokenizer))
+    )
+
+
+def ending(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token behind a document.
+
+    Raises:
+        UserError: if the tokenizer has no eos token.
+    """
     eos = tokenizer.eos_token_id
     if eos is None:
         raise UserError(
             f"the tokenizer {tokenizer.name_or_path!r} has no eos token to put between "
             "documents; use one that has, for instance gpt2"
         )
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    dtype = token_dtype(len(tokenizer))
+    return int(eos)
+
+
+def encode(texts: list[str], encoder: Any, eos: int, dtype: np.dtype) -> np.ndarray:
+    """What :func:`tokenize` returns, from the parts of a tokenizer.
+
+    Args:
+        texts: as there.
+        encoder: the ``tokenizers.Tokenizer`` itself.
+        eos: the token behind a document.
+        dtype: of the ids.
+    """
     pieces = []
+    encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
     for text, encoding in zip(texts, encoded, strict=True):
         end = [] if isinstance(text, Part) else [eos]
         pieces.append(np.array([*encoding.ids, *end], dtype))
