@@ -33,7 +33,7 @@ config="$1"
 shift
 
 # The checkpoint to continue from: RUN, or what the configuration calls its folder.
-run="${RUN:-$(sed -n 's/^  default_root_dir: *//p' "$config" | head -n 1)}"
+run="${RUN:-$(sed -n 's/^  default_root_dir: *\([^ #]*\).*/\1/p' "$config" | head -n 1)}"
 last="${run:-.}/checkpoints/last.ckpt"
 
 arguments=(
