@@ -78,12 +78,13 @@ def test_bash_can_parse_the_job_script_and_sbatch_its_options() -> None:
 def test_the_job_runs_a_fit_that_the_program_accepts_and_continues(
     cluster: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    more = ("--model.init_args.lr=0.5", "--trainer.strategy=idlm.training.ShardedStrategy")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for exists in (False, True):
         if exists:
             checkpoint.parent.mkdir(parents=True)
             checkpoint.write_bytes(b"")
-        job = start(cluster, "configs/tiny.yaml", "--model.init_args.lr", "0.5")
+        job = start(cluster, "configs/tiny.yaml", *more)
         said, _ = job.communicate(timeout=30)
         assert job.returncode == 0
         assert ("continuing from" in said) == exists
@@ -98,6 +99,7 @@ def test_the_job_runs_a_fit_that_the_program_accepts_and_continues(
     assert settings["model"]["init_args"]["lr"] == 0.5
     trainer = settings["trainer"]
     assert (trainer["num_nodes"], int(trainer["devices"])) == (2, 2)
+    assert trainer["strategy"]["class_path"] == "idlm.training.sharding.ShardedStrategy"
     [plugin] = trainer["plugins"]
     assert plugin["init_args"]["auto_requeue"] is False
     assert not (tmp_path / "notes" / "scontrol").exists()

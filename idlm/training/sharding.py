@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -49,6 +50,20 @@ class ShardedStrategy(ModelParallelStrategy):
     def lightning_restore_optimizer(self) -> bool:
         """Lightning hands the states of a checkpoint to :meth:`load_optimizer_state_dict`."""
         return True
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """As Lightning's.
+
+        Raises:
+            UserError: for a training that does not shard its network.
+        """
+        module = self.lightning_module
+        if module is not None and not any(isinstance(m, FSDPModule) for m in module.modules()):
+            raise UserError(
+                f"{type(module).__name__} does not shard its network, so ShardedStrategy would do "
+                "nothing; use strategy ddp"
+            )
+        super().setup(trainer)
 
     def setup_environment(self) -> None:
         """Meet the other processes; all of them share the networks."""
@@ -115,10 +130,10 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(module.adaLN_modulation, mesh=mesh)  # called outside of the block
             fully_shard(module, mesh=mesh)
     inner = [m for m in network.modules() if isinstance(m, DiffusionLM) and m is not network]
-    for module in (*inner, network):
-        fully_shard(module, mesh=mesh, reshard_after_forward=False)
-        if isinstance(module, DiffusionLM):
-            register_fsdp_forward_method(module, "features")
+    for whole in (*inner, network):
+        fully_shard(whole, mesh=mesh, reshard_after_forward=False)
+        if isinstance(whole, DiffusionLM):
+            register_fsdp_forward_method(whole, "features")
 
 
 def reshard(module: nn.Module | None) -> None:

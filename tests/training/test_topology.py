@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,32 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 import idlm
 from idlm.cli.main import main
+from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
-from idlm.objectives import DMMD, IDLM, SDTT, VADD
+from idlm.objectives import DMMD, IDLM, SDTT, VADD, Di4C
+from idlm.training import EvaluatorModule
 from idlm.training.sharding import ShardedStrategy, full_state
 from tests.launched import launch
 from tests.tiny_models import LENGTH, Folders
-from tests.training.helpers import QUIET, Record, differs, distillation, rows, trainer
+from tests.training.helpers import (
+    QUIET,
+    Record,
+    differs,
+    distillation,
+    rows,
+    teacher_training,
+    trainer,
+)
 
 pytestmark = QUIET
 
 OBJECTIVES = {
+    "teacher": (None, "absorbing", {}),
     "idlm": (IDLM, "absorbing", {}),
     "dmmd": (lambda: DMMD(target_steps=4), "absorbing", {}),
     "dmmd_uniform": (lambda: DMMD(target_steps=4), "uniform", {}),
@@ -59,84 +72,109 @@ class KeepGradients(L.Callback):
 
     def __init__(self) -> None:
         self.found: Gradients = {}
-        self.losses: list[float] = []
+        self.share = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
-        parts = {"student": pl_module.student, "auxiliary": pl_module.auxiliary}
-        for part, network in parts.items():
-            for name, p in [] if network is None else network.named_parameters():
-                if p.grad is not None:
-                    self.found[f"{part}.{name}"] = full_state(p.grad).clone()
+        for name, p in pl_module.named_parameters():
+            if p.grad is not None:
+                self.found[name] = full_state(p.grad).clone()
+        held = [(getattr(p, "_local_tensor", p).numel(), p.numel()) for p in pl_module.parameters()]
+        self.share = sum(here for here, _ in held) / sum(whole for _, whole in held)
 
 
 def gradients(
-    name: str, teachers: dict[str, Path], corpus: Path, folder: Path, **settings: Any
+    name: str,
+    teachers: dict[str, Path],
+    corpus: Path,
+    folder: Path,
+    *,
+    share: float = 1.0,
+    **settings: Any,
 ) -> Gradients:
-    """Of the first update of every network that the objective trains."""
+    """Of the first update of every network that is trained; ``share``: of the weights held here."""
     make, process, own = OBJECTIVES[name]
-    teacher, micro = teachers[process], settings.pop("micro_batch_size", 4)
-    kept = KeepGradients()
-    module = distillation(
-        teacher,
-        make(),
-        fresh_student=True,  # far from its teacher, so that gradients are large
-        max_student_updates=1,
-        micro_batch_size=micro,
-        clip=0.0,
-        **own,
-    )
+    teacher, kept = teachers[process], KeepGradients()
+    common = {"clip": 0.0, "micro_batch_size": settings.pop("micro_batch_size", 4)}
+    common["gradient_checkpointing"] = settings.pop("gradient_checkpointing", False)
+    module: Any
+    if make is None:
+        module = teacher_training(teacher, max_updates=1, **common)
+    else:
+        # a fresh student is far from its teacher, so that gradients are large
+        updates = {"max_student_updates": 1, "fresh_student": True}
+        module = distillation(teacher, make(), **updates, **common, **own)
     # one rounding can flip a drawn token, and with it everything after: keep roundings small
     settings = {"precision": "64-true", "limit_val_batches": 0, **settings}
     run = trainer(folder, kept, **settings)
     run.fit(module, datamodule=rows(corpus, teacher))
+    assert kept.share == pytest.approx(share, abs=0.02)
     return kept.found
 
 
-def test_two_processes_and_micro_batches_make_the_gradients_of_one_process(
-    teachers: dict[str, Path], corpus: Path, tmp_path: Path
+def same_gradients(found: Gradients, expected: Gradients) -> None:
+    """Within 1e-6, and large enough for that to mean something."""
+    assert found.keys() == expected.keys()
+    assert sum(float(g.norm()) for g in expected.values()) > 1e-2
+    for key, value in expected.items():
+        assert float((found[key] - value).abs().max()) < 1e-6, key
+
+
+@pytest.fixture(scope="module")
+def alone(
+    teachers: dict[str, Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Gradients]:
+    """The gradients of one process, in one piece."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("alone")
+    return {name: gradients(name, teachers, corpus, folder) for name in OBJECTIVES}
+
+
+def test_two_processes_make_the_gradients_of_one(
+    alone: dict[str, Gradients], teachers: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     def shared(rank: int) -> dict[str, Gradients]:
         ddp = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
         return {n: gradients(n, teachers, corpus, tmp_path, **ddp) for n in OBJECTIVES}
 
-    torch.set_num_threads(1)
-    both = launch(2, shared)
-    for name in OBJECTIVES:
-        alone = gradients(name, teachers, corpus, tmp_path)
-        parts = gradients(name, teachers, corpus, tmp_path, micro_batch_size=1)
-        assert {key.split(".")[0] for key in alone} >= {"student"}
-        assert sum(float(g.norm()) for g in alone.values()) > 1e-2, name
-        for other in (parts, *(found[name] for found in both)):
-            assert other.keys() == alone.keys()
-            for key, expected in alone.items():
-                worst = float((other[key] - expected).abs().max())
-                assert worst < 1e-6, (name, key, worst)
+    for found in launch(2, shared):
+        for name, expected in alone.items():
+            same_gradients(found[name], expected)
+
+
+def test_micro_batches_make_the_gradients_of_a_batch(
+    alone: dict[str, Gradients], teachers: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    for name, expected in alone.items():
+        found = gradients(name, teachers, corpus, tmp_path, micro_batch_size=1)
+        same_gradients(found, expected)
 
 
 def test_sharded_networks_get_the_gradients_of_one_process(
-    teachers: dict[str, Path], corpus: Path, tmp_path: Path
+    alone: dict[str, Gradients], teachers: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     # Lightning's strategy knows no precision="64-true", but the plugin of that name
     double = {"precision": None, "plugins": [DoublePrecision()]}
 
     def sharded(rank: int) -> dict[str, Gradients]:
-        fsdp = {"devices": 2, "micro_batch_size": 1, **double}
+        fsdp = {"devices": 2, "share": 0.5, "micro_batch_size": 1, **double}
         return {
-            n: gradients(n, teachers, corpus, tmp_path, strategy=ShardedStrategy(), **fsdp)
+            n: gradients(
+                n,
+                teachers,
+                corpus,
+                tmp_path,
+                strategy=ShardedStrategy(),
+                gradient_checkpointing=n == "idlm",
+                **fsdp,
+            )
             for n in OBJECTIVES
         }
 
-    torch.set_num_threads(1)
-    both = launch(2, sharded)
-    for name in OBJECTIVES:
-        alone = gradients(name, teachers, corpus, tmp_path)
-        for found in both:
-            assert found[name].keys() == alone.keys()
-            for key, expected in alone.items():
-                worst = float((found[name][key] - expected).abs().max())
-                assert worst < 1e-6, (name, key, worst)
+    for found in launch(2, sharded):
+        for name, expected in alone.items():
+            same_gradients(found[name], expected)
 
 
 SHARED = {"ddp": lambda: "ddp_find_unused_parameters_true", "sharded": ShardedStrategy}
@@ -208,3 +246,45 @@ def test_two_processes_continue_a_sharded_run_that_one_began(
 
     for rest in launch(2, second_half):
         assert [*begun, *rest] == pytest.approx(straight, rel=1e-6, abs=1e-9)
+
+
+def test_what_would_hang_or_shard_wrongly_is_refused_in_a_sentence(
+    models: Folders, corpus: Path, tmp_path: Path
+) -> None:
+    teacher, data = models.teacher, rows(corpus, models.teacher)
+    cases: list[tuple[L.LightningModule, Any, str]] = [
+        (
+            distillation(teacher, Di4C(), fake_lr=None),
+            ShardedStrategy(),
+            "Di4C cannot run with ShardedStrategy.*use ddp_find_unused_parameters_true",
+        ),
+        (
+            teacher_training(teacher, muon_lr=1e-2),
+            ShardedStrategy(),
+            "muon_lr is above 0, but Muon needs whole matrices.*set muon_lr to 0, or use",
+        ),
+        (
+            teacher_training(teacher),
+            ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
+            "strategy is ModelParallelStrategy.*use idlm.training.ShardedStrategy",
+        ),
+        (
+            EvaluatorModule(str(teacher), n_layer=1, n_head=1, n_embd=8),
+            ShardedStrategy(),
+            "EvaluatorModule does not shard its network.*use strategy ddp",
+        ),
+    ]
+
+    def refused(rank: int) -> list[str]:
+        said = []
+        for module, strategy, _ in cases:
+            try:
+                trainer(tmp_path, strategy=strategy).fit(module, datamodule=data)
+                said.append("nothing")
+            except UserError as error:
+                said.append(str(error))
+        return said
+
+    [said] = launch(1, refused)
+    for sentence, (_, _, pattern) in zip(said, cases, strict=True):
+        assert re.search(pattern, sentence), sentence
