@@ -78,7 +78,7 @@ def test_bash_can_parse_the_job_script_and_sbatch_its_options() -> None:
 def test_the_job_runs_a_fit_that_the_program_accepts_and_continues(
     cluster: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ("--model.init_args.lr=0.5", "--trainer.strategy=idlm.training.ShardedStrategy")
+    more = ("--model.init_args.lr=0.5", "--trainer.strategy=sharded")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for exists in (False, True):
         if exists:
@@ -99,7 +99,7 @@ def test_the_job_runs_a_fit_that_the_program_accepts_and_continues(
     assert settings["model"]["init_args"]["lr"] == 0.5
     trainer = settings["trainer"]
     assert (trainer["num_nodes"], int(trainer["devices"])) == (2, 2)
-    assert trainer["strategy"]["class_path"] == "idlm.training.sharding.ShardedStrategy"
+    assert trainer["strategy"] == "sharded"
     [plugin] = trainer["plugins"]
     assert plugin["init_args"]["auto_requeue"] is False
     assert not (tmp_path / "notes" / "scontrol").exists()

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -32,7 +32,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     A checkpoint is one file, gathered in the memory of the main process and written by it, with
     the names and shapes of a run on one process. So a run continues on any number of processes,
-    with this strategy or without, and ``idlm export`` reads the file as any other.
+    with this strategy or without, and ``idlm export`` reads the file as any other. Its name is
+    ``sharded``.
 
     Args:
         process_group_backend: ``nccl`` or ``gloo``; by default what the device asks for.
@@ -60,7 +61,7 @@ class ShardedStrategy(ModelParallelStrategy):
         module = self.lightning_module
         if module is not None and not any(isinstance(m, FSDPModule) for m in module.modules()):
             raise UserError(
-                f"{type(module).__name__} does not shard its network, so ShardedStrategy would do "
+                f"{type(module).__name__} does not shard its network, so strategy sharded would do "
                 "nothing; use strategy ddp"
             )
         super().setup(trainer)
@@ -114,6 +115,10 @@ class ShardedStrategy(ModelParallelStrategy):
         return state if self.is_global_zero else {}
 
 
+# so that a configuration can say `strategy: sharded`
+StrategyRegistry.register("sharded", ShardedStrategy, description=ShardedStrategy.__doc__)
+
+
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Spread a network over the processes of ``mesh``, in place, before its first forward pass.
 
@@ -130,7 +135,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             fully_shard(module.adaLN_modulation, mesh=mesh)  # called outside of the block
             fully_shard(module, mesh=mesh)
     inner = [m for m in network.modules() if isinstance(m, DiffusionLM) and m is not network]
-    for whole in (*inner, network):
+    wholes: list[nn.Module] = [*inner, network]
+    for whole in wholes:
         fully_shard(whole, mesh=mesh, reshard_after_forward=False)
         if isinstance(whole, DiffusionLM):
             register_fsdp_forward_method(whole, "features")
@@ -194,11 +200,11 @@ def check_strategy(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
     ):
         raise UserError(
             f"strategy is {type(strategy).__name__}, which would not shard teacher, student and "
-            "fake model apart; use idlm.training.ShardedStrategy, which is FSDP too"
+            "fake model apart; use strategy sharded, which is FSDP too"
         )
     if isinstance(strategy, ShardedStrategy) and any(isinstance(o, MuonAdamW) for o in optimizers):
         raise UserError(
-            "muon_lr is above 0, but Muon needs whole matrices and ShardedStrategy splits them; "
+            "muon_lr is above 0, but Muon needs whole matrices and strategy sharded splits them; "
             "set muon_lr to 0, or use strategy ddp"
         )
 

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
 from idlm.objectives import DMMD, IDLM, SDTT, VADD, Di4C
 from idlm.training import EvaluatorModule
-from idlm.training.sharding import ShardedStrategy, full_state
+from idlm.training.sharding import full_state
 from tests.launched import launch
 from tests.tiny_models import LENGTH, Folders
 from tests.training.helpers import (
@@ -154,18 +153,14 @@ def test_micro_batches_make_the_gradients_of_a_batch(
 def test_sharded_networks_get_the_gradients_of_one_process(
     alone: dict[str, Gradients], teachers: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
-    # Lightning's strategy knows no precision="64-true", but the plugin of that name
-    double = {"precision": None, "plugins": [DoublePrecision()]}
-
     def sharded(rank: int) -> dict[str, Gradients]:
-        fsdp = {"devices": 2, "share": 0.5, "micro_batch_size": 1, **double}
+        fsdp = {"devices": 2, "share": 0.5, "strategy": "sharded", "micro_batch_size": 1}
         return {
             n: gradients(
                 n,
                 teachers,
                 corpus,
                 tmp_path,
-                strategy=ShardedStrategy(),
                 gradient_checkpointing=n == "idlm",
                 **fsdp,
             )
@@ -177,7 +172,7 @@ def test_sharded_networks_get_the_gradients_of_one_process(
             same_gradients(found[name], expected)
 
 
-SHARED = {"ddp": lambda: "ddp_find_unused_parameters_true", "sharded": ShardedStrategy}
+SHARED = {"ddp": "ddp_find_unused_parameters_true", "sharded": "sharded"}
 
 
 def train(
@@ -187,8 +182,7 @@ def train(
     start = settings.pop("ckpt_path", None)
     record = Record()
     module = distillation(teacher, IDLM(), max_student_updates=updates, ema_decay=0.5, lr=1e-4)
-    plugins = [DoublePrecision()]
-    run = trainer(folder, record, precision=None, plugins=plugins, **settings)
+    run = trainer(folder, record, precision="64-true", **settings)
     run.fit(module, datamodule=rows(corpus, teacher), ckpt_path=start, weights_only=None)
     losses = [
         update[f"train/{name}_loss"]
@@ -207,7 +201,7 @@ def test_a_run_on_two_processes_continues_on_one_and_exports_the_same_model(
         losses = {}
         for name, strategy in SHARED.items():
             losses[name], run = train(
-                teacher, corpus, tmp_path / name, 2, devices=2, strategy=strategy()
+                teacher, corpus, tmp_path / name, 2, devices=2, strategy=strategy
             )
             run.save_checkpoint(tmp_path / name / "last.ckpt")
         return losses
@@ -241,7 +235,7 @@ def test_two_processes_continue_a_sharded_run_that_one_began(
     straight, _ = train(teacher, corpus, tmp_path / "straight", 3)
 
     def second_half(rank: int) -> list[float]:
-        shared = {"devices": 2, "strategy": ShardedStrategy(), "ckpt_path": last}
+        shared = {"devices": 2, "strategy": "sharded", "ckpt_path": last}
         return train(teacher, corpus, tmp_path / "two", 3, **shared)[0]
 
     for rest in launch(2, second_half):
@@ -255,22 +249,22 @@ def test_what_would_hang_or_shard_wrongly_is_refused_in_a_sentence(
     cases: list[tuple[L.LightningModule, Any, str]] = [
         (
             distillation(teacher, Di4C(), fake_lr=None),
-            ShardedStrategy(),
-            "Di4C cannot run with ShardedStrategy.*use ddp_find_unused_parameters_true",
+            "sharded",
+            "Di4C cannot run with strategy sharded.*use ddp_find_unused_parameters_true",
         ),
         (
             teacher_training(teacher, muon_lr=1e-2),
-            ShardedStrategy(),
+            "sharded",
             "muon_lr is above 0, but Muon needs whole matrices.*set muon_lr to 0, or use",
         ),
         (
             teacher_training(teacher),
             ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1),
-            "strategy is ModelParallelStrategy.*use idlm.training.ShardedStrategy",
+            "strategy is ModelParallelStrategy.*use strategy sharded",
         ),
         (
             EvaluatorModule(str(teacher), n_layer=1, n_head=1, n_embd=8),
-            ShardedStrategy(),
+            "sharded",
             "EvaluatorModule does not shard its network.*use strategy ddp",
         ),
     ]
