@@ -170,8 +170,8 @@ class DistillationModule(UpdateModule):
         h = self.hparams
         if self.device_mesh is not None and not self.objective.shardable:
             raise UserError(
-                f"{type(self.objective).__name__} cannot run with strategy sharded, which needs the "
-                "same forward passes in every process; use ddp_find_unused_parameters_true"
+                f"{type(self.objective).__name__} cannot run with strategy sharded, which needs "
+                "the same forward passes in every process; use ddp_find_unused_parameters_true"
             )
         if self._given is None:
             self.teacher = load(h["teacher"])
