@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import traceback
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -33,6 +35,7 @@ _UNFOUNDED = (
     ".*resuming from a checkpoint that ended.*",
     ".*LeafSpec.*",
 )
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
 _CKPT_WORDS = ("best", "last", "hpc")
 
 
@@ -115,7 +118,7 @@ def run(argv: list[str]) -> None:
 
     Raises:
         UserError: for arguments and settings that are wrong, for what cannot be reached or does
-            not fit, and for a training that diverged.
+            not fit, for a training that diverged, and for a loader process that died.
     """
     for message in _UNFOUNDED:
         warnings.filterwarnings("ignore", message=message)
@@ -136,11 +139,29 @@ def run(argv: list[str]) -> None:
         )
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        if (dead := _dead_loader(error)) is None:
+            raise
+        raise UserError(
+            f"a process that loads data died ({dead}), perhaps for want of memory; continue "
+            "from the last checkpoint with --ckpt_path, and with --data.init_args.num_workers 0 "
+            "if it happens again"
+        ) from error
     except ValueError as error:
         # jsonargparse wraps what a constructor says about its arguments
         if (cause := _cause(error)) is None:
             raise
         raise cause from error
+
+
+def _dead_loader(error: BaseException) -> str | None:
+    """How PyTorch says that a process of a DataLoader died; None if it says something else."""
+    if found := _DEAD_WORKER.search(str(error)):
+        return found[0]
+    # a batch that had arrived is fetched from the memory of the process that made it
+    frames = traceback.extract_tb(error.__traceback__)
+    fetching = any(Path(f.filename).name == "resource_sharer.py" for f in frames)
+    return f"{type(error).__name__} while its batch was fetched" if fetching else None
 
 
 def _cause(error: BaseException | None) -> UserError | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from idlm.data import python_docs
+from idlm.data.parts import CHARACTERS, Part, not_utf8, read_parts
 from idlm.errors import UserError
 
 VALIDATION_FRACTION = 0.05
@@ -74,8 +75,9 @@ class LocalText(Corpus):
     """A ``.txt`` file, a ``.jsonl`` file, or a folder of both (searched recursively, by name).
 
     A ``.txt`` file is one document; a line of a ``.jsonl`` file is one document, the string in
-    ``text_field``. Without ``validation``, the last ``validation_fraction`` of the characters,
-    cut at a line break, are the validation split.
+    ``text_field``. A large ``.txt`` file comes in parts, see :mod:`idlm.data.parts`. Without
+    ``validation``, the last ``validation_fraction`` of the characters, cut at a line break, are
+    the validation split.
 
     Args:
         path: the file or folder.
@@ -107,7 +109,12 @@ class LocalText(Corpus):
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of a split, in the order of the files' names."""
-        return (text for text in self._split(split) if text.strip())
+        goes_on = False
+        for text in self._split(split):
+            # the end of a document that came in parts counts even if nothing is left of it
+            if text.strip() or goes_on:
+                yield text
+            goes_on = isinstance(text, Part)
 
     def content(self, split: str) -> str:
         """The hash of the files' bytes and of the rule that splits them."""
@@ -115,6 +122,8 @@ class LocalText(Corpus):
             files, rule = (self.files if split == "train" else self.validation_files), "whole"
         else:
             files, rule = self.files, f"{split}:{self.validation_fraction}"
+        if any(file.suffix != ".jsonl" and file.stat().st_size > 2 * CHARACTERS for file in files):
+            rule += f":parts{CHARACTERS}"
         return f"local:{hash_files(files, f'{self.text_field}:{rule}')}"
 
     def _split(self, split: str) -> Iterator[str]:
@@ -134,7 +143,7 @@ class LocalText(Corpus):
             if file.suffix == ".jsonl":
                 yield from _json_lines(file, self.text_field)
             else:
-                yield _decode(_read_bytes(file), file, 0)
+                yield from read_parts(file)
 
 
 def text_files(path: Path) -> list[Path]:
@@ -168,13 +177,6 @@ def hash_files(files: list[Path], salt: str) -> str:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def _read_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{str(file)!r} cannot be read: {error.strerror}") from error
 
 
 def _json_lines(file: Path, field: str) -> Iterator[str]:
@@ -219,18 +221,18 @@ def _decode(data: bytes, file: Path, offset: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{str(file)!r} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start} ({error.reason}); convert it, for instance with "
-            "iconv -t UTF-8"
-        ) from error
+        raise not_utf8(file, error, offset) from error
 
 
 def _split_at(text: str, cut: int) -> tuple[str, str]:
-    """Split at the last line break before ``cut``, a character count, or else at ``cut``."""
+    """Split at the last line break before ``cut``, a character count, or else at ``cut``.
+
+    What is split off the end of a document ends one; the rest is a part if the whole was.
+    """
+    part = type(text)
     if cut <= 0:
         return "", text
     if cut >= len(text):
         return text, ""
     cut = text.rfind("\n", 0, cut) + 1 or cut
-    return text[:cut], text[cut:]
+    return text[:cut], part(text[cut:])

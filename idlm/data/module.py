@@ -46,15 +46,18 @@ class PackedDataModule(lightning.LightningDataModule):
         cache_dir: where packed rows are kept; None for ``$IDLM_CACHE`` or ``~/.cache/idlm``.
         special_ends: a row is bos, ``length - 2`` tokens, eos (MDLM's rule for OpenWebText);
             None for the recipe's choice, which is False unless it says otherwise.
-        streaming: pack training rows on the fly, in the source's order, and store none.
-        num_workers: loader processes for training; 0 is right for rows on a local disk.
+        streaming: pack training rows on the fly and store none.
+        num_workers: processes for training that tokenise a stream, or load stored rows, for which
+            0 is right on a local disk.
         max_eval_rows: evaluate on this many rows: evenly spaced over the split, or when streaming
             the first. 0 for no evaluation, None for all.
         text_field: the field that holds the text, in JSONL and Hugging Face datasets.
         revision: the revision of a Hugging Face dataset; None for the recipe's.
+        shuffle_window: documents of a stream that are shuffled at a time, and held in memory; 0
+            leaves the source's order. Stored rows are shuffled as a whole.
 
     Raises:
-        UserError: for sizes below 1, or ``num_workers`` together with ``streaming``.
+        UserError: for sizes below 1, or other numbers below 0.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class PackedDataModule(lightning.LightningDataModule):
         max_eval_rows: int | None = None,
         text_field: str | None = None,
         revision: str | None = None,
+        shuffle_window: int = 1024,
     ) -> None:
         super().__init__()
         sizes = {
@@ -86,11 +90,9 @@ class PackedDataModule(lightning.LightningDataModule):
             raise UserError(
                 f"max_eval_rows={max_eval_rows} is negative; give 0 for no evaluation, null for all"
             )
-        if streaming and num_workers:
-            raise UserError(
-                f"num_workers={num_workers} cannot be used with streaming, whose position must "
-                "be known where checkpoints are saved; set num_workers to 0"
-            )
+        for name, count in {"num_workers": num_workers, "shuffle_window": shuffle_window}.items():
+            if count < 0:
+                raise UserError(f"{name}={count} is negative; give 0 for none")
         self.corpus_name = corpus
         self.tokenizer_name = tokenizer
         self.length = length
@@ -104,6 +106,7 @@ class PackedDataModule(lightning.LightningDataModule):
         self.max_eval_rows = max_eval_rows
         self.text_field = text_field
         self.revision = revision
+        self.shuffle_window = shuffle_window
         self.metadata: dict[str, dict[str, Any]] = {}
         """Conditions and packing report of each split that has been opened."""
         self._corpus: Corpus | None = None
@@ -163,6 +166,7 @@ class PackedDataModule(lightning.LightningDataModule):
             seed=self.seed,
             streaming=self.streaming,
             global_batch_size=self.global_batch_size,
+            shuffle_window=self.shuffle_window,
             rows_key=None if rows is None else self.metadata["train"]["key"],
             corpus=self.corpus_name,
         )
@@ -180,11 +184,12 @@ class PackedDataModule(lightning.LightningDataModule):
         else:
             plan = BatchPlan(len(rows), global_batch_size=self.global_batch_size, seed=self.seed)
             batches = TrainingBatches(rows, plan, start=start, rank=rank, world=world)
+        workers = 0 if self.streaming else self.num_workers
         return DataLoader(
             batches,
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=self._on_gpu(),
         )
 
@@ -223,6 +228,7 @@ class PackedDataModule(lightning.LightningDataModule):
         state: dict[str, Any] = {"samples_taken": self._samples_taken, "seed": self.seed}
         if self.streaming:
             state["position"] = dataclasses.asdict(self._position)
+            state["shuffle_window"] = self.shuffle_window
         elif "train" in self._rows:
             state["rows"] = self.metadata["train"]["key"]
         return state
@@ -259,7 +265,10 @@ class PackedDataModule(lightning.LightningDataModule):
             )
             # When streaming, reading on after the rows that are wanted could take hours.
             first = self.max_eval_rows if self.streaming else None
-            self._rows[split], self.metadata[split] = store.open(split, first=first)
+            # one process of each machine reads the whole entry; the others would read the same
+            verify = self.trainer is None or self.trainer.local_rank == 0
+            found = store.open(split, first=first, verify=verify)
+            self._rows[split], self.metadata[split] = found
         return self._rows[split]
 
     def evaluation_rows(self) -> np.ndarray:
@@ -278,6 +287,8 @@ class PackedDataModule(lightning.LightningDataModule):
             length=self.length,
             special_ends=self._special_ends(),
             seed=self.seed,
+            window=self.shuffle_window,
+            workers=self.num_workers,
         )
 
     # Helpers

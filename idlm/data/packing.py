@@ -11,19 +11,20 @@ stream of all of them is cut into rows. Two rules for the cut:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idlm.data.parts import Part
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_A_TIME = 256
+_CHARACTERS_AT_A_TIME = 1 << 21
 
 
 @dataclass
@@ -112,16 +113,40 @@ def token_arrays(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, report: PackingReport
 ) -> Iterator[np.ndarray]:
     """Token ids ``[n]`` of a few hundred documents at a time, an eos after each document."""
-    remaining = iter(documents)
-    while texts := list(itertools.islice(remaining, _DOCUMENTS_AT_A_TIME)):
+    for texts in _some(documents):
         tokens = tokenize(texts, tokenizer)
-        report.documents += len(texts)
+        report.documents += sum(not isinstance(text, Part) for text in texts)
         report.tokens += len(tokens)
         yield tokens
 
 
+def _some(documents: Iterable[str]) -> Iterator[list[str]]:
+    """A few hundred documents at a time, fewer if they are long."""
+    texts: list[str] = []
+    characters = 0
+    for text in documents:
+        texts.append(text)
+        characters += len(text)
+        if len(texts) >= _DOCUMENTS_AT_A_TIME or characters >= _CHARACTERS_AT_A_TIME:
+            yield texts
+            texts, characters = [], 0
+    if texts:
+        yield texts
+
+
 def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Token ids ``[n]`` of the texts in one sequence, an eos after each.
+    """Token ids ``[n]`` of the texts in one sequence, an eos after each that is no :class:`Part`.
+
+    Raises:
+        UserError: if the tokenizer has no eos token.
+    """
+    return encode(
+        texts, tokenizer.backend_tokenizer, ending(tokenizer), token_dtype(len(tokenizer))
+    )
+
+
+def ending(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token behind a document.
 
     Raises:
         UserError: if the tokenizer has no eos token.
@@ -132,9 +157,24 @@ def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray
             f"the tokenizer {tokenizer.name_or_path!r} has no eos token to put between "
             "documents; use one that has, for instance gpt2"
         )
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    dtype = token_dtype(len(tokenizer))
-    return np.concatenate([np.array([*encoding.ids, eos], dtype) for encoding in encoded])
+    return int(eos)
+
+
+def encode(texts: list[str], encoder: Any, eos: int, dtype: np.dtype) -> np.ndarray:
+    """What :func:`tokenize` returns, from the parts of a tokenizer.
+
+    Args:
+        texts: as there.
+        encoder: the ``tokenizers.Tokenizer`` itself.
+        eos: the token behind a document.
+        dtype: of the ids.
+    """
+    pieces = []
+    encoded = encoder.encode_batch_fast(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encoded, strict=True):
+        end = [] if isinstance(text, Part) else [eos]
+        pieces.append(np.array([*encoding.ids, *end], dtype))
+    return np.concatenate(pieces)
 
 
 def finish_rows(

@@ -13,6 +13,7 @@ def check_resumed(
     seed: int,
     streaming: bool,
     global_batch_size: int,
+    shuffle_window: int,
     rows_key: str | None,
     corpus: str,
 ) -> None:
@@ -23,6 +24,7 @@ def check_resumed(
         seed: the order's seed now.
         streaming: whether rows are packed on the fly now.
         global_batch_size: samples in a batch now; it may change where the position allows it.
+        shuffle_window: documents of a stream shuffled at a time now.
         rows_key: cache key of the training rows now, None when streaming.
         corpus: what the user calls the corpus.
 
@@ -47,6 +49,12 @@ def check_resumed(
         raise UserError(
             f"the checkpoint was trained with streaming={was_streaming}, not {streaming}; resume "
             "with the same or start a new run"
+        )
+    window = saved.get("shuffle_window", 0)  # there was none once
+    if streaming and window != shuffle_window:
+        raise UserError(
+            f"the checkpoint was trained with shuffle_window={window}, not {shuffle_window}; "
+            f"resume with --data.init_args.shuffle_window {window} or start a new run"
         )
     if rows_key is not None and saved.get("rows", rows_key) != rows_key:
         raise UserError(

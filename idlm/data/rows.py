@@ -14,6 +14,7 @@ from idlm.data import cache
 from idlm.data.corpora import Corpus
 from idlm.data.packing import PackingReport, packed_blocks
 from idlm.data.tokenizer import tokenizer_hash
+from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,12 +42,15 @@ class RowStore:
     special_ends: bool
     folder: Path
 
-    def open(self, split: str, *, first: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def open(
+        self, split: str, *, first: int | None = None, verify: bool = True
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """The rows ``[N, L]`` of a split as a read-only memory map, and their metadata.
 
         Args:
             split: ``"train"`` or ``"validation"``.
             first: read the source no further than these many rows need; None for all.
+            verify: compare the hash of rows that are found, see :func:`idlm.data.cache.open_rows`.
 
         Returns:
             The rows; and a dictionary with the conditions, the packing report and the cache
@@ -63,17 +67,38 @@ class RowStore:
             "first": first,
         }
         key = cache.cache_key(conditions)
+        found = cache.open_rows(self.folder, key, verify=verify, aloud=False)
+        if found is None:
+            with cache.packing(self.folder, key):
+                found = self._pack(split, first, key, conditions)
+        rows, metadata = found
+        return rows, {**metadata, "key": key}
+
+    def _pack(
+        self, split: str, first: int | None, key: str, conditions: dict[str, Any]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The entry, written unless another process has done so in the meantime."""
         found = cache.open_rows(self.folder, key)
         if found is None:
             log.info("packing the %s split of %s", split, self.name)
             report = PackingReport()
-            blocks = self._blocks(split, first, report)
+            blocks = self._unchanged(self._blocks(split, first, report), split, conditions)
             cache.write_rows(self.folder, key, blocks, conditions=conditions, report=report)
             found = cache.open_rows(self.folder, key)
-            if found is None:
-                raise RuntimeError(f"the cache entry {key} vanished from {self.folder}")
-        rows, metadata = found
-        return rows, {**metadata, "key": key}
+        if found is None:
+            raise RuntimeError(f"the cache entry {key} vanished from {self.folder}")
+        return found
+
+    def _unchanged(
+        self, blocks: Iterator[np.ndarray], split: str, conditions: dict[str, Any]
+    ) -> Iterator[np.ndarray]:
+        """The blocks; fails at their end if they are not of the text that names the entry."""
+        yield from blocks
+        if self.corpus.content(split) != conditions["content"]:
+            raise UserError(
+                f"{self.name!r} changed while its {split} split was packed, and nothing was kept; "
+                "run again once nobody writes to it"
+            )
 
     def _blocks(self, split: str, first: int | None, report: PackingReport) -> Iterator[np.ndarray]:
         blocks = packed_blocks(

@@ -1,7 +1,7 @@
 """Endless rows from a stream of documents, with a position for every row.
 
-Used for corpora that are too large to store. Rows come in the order of the documents, epoch
-after epoch, and nothing is dropped: the remainder of an epoch begins the first row of the next.
+Used for corpora that are too large to store. Documents come shuffled by windows, epoch after epoch,
+and nothing is dropped: the remainder of an epoch begins the first row of the next.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch.utils.data import IterableDataset
 from idlm.data.corpora import Corpus
 from idlm.data.loaders import Batch, as_batch
 from idlm.data.packing import body_length, finish_rows, tokenize
+from idlm.data.shuffling import Documents, shuffled
+from idlm.data.tokenizing import tokenized
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_A_TIME = 64
+_CHARACTERS_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class RowStream:
         length: tokens in a row.
         special_ends: see ``packing``.
         seed: decides, with the epoch, the order in which the source is read.
+        window: documents that are shuffled at a time, see :mod:`idlm.data.shuffling`.
+        workers: processes that tokenise; 0 tokenises here.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class RowStream:
         length: int,
         special_ends: bool,
         seed: int,
+        window: int = 0,
+        workers: int = 0,
     ) -> None:
         self.corpus = corpus
         self.split = split
@@ -65,6 +72,8 @@ class RowStream:
         self.body = body_length(length, special_ends=special_ends)
         self.special_ends = special_ends
         self.seed = seed
+        self.window = window
+        self.workers = workers
 
     def rows(self, position: Position) -> Iterator[tuple[np.ndarray, Position]]:
         """Yield rows ``[L]`` from ``position`` on, each with the position of the next."""
@@ -86,19 +95,44 @@ class RowStream:
 
     def _blocks(self, position: Position) -> Iterator[tuple[Position, np.ndarray]]:
         """Tokens of a few documents at a time, with the position of the first; never ends."""
+        texts = self._texts(position)
+        if self.workers:
+            yield from tokenized(texts, self.tokenizer, workers=self.workers)
+        for first, some in texts:
+            yield first, tokenize(some, self.tokenizer)
+
+    def _texts(self, position: Position) -> Iterator[tuple[Position, list[str]]]:
+        """A few documents at a time, with the position of the first; never ends."""
         epoch, state = position.epoch, position.state
         while True:
-            documents = self.corpus.stream(self.split, seed=self.seed, epoch=epoch, state=state)
+            documents = self._pass(epoch, state)
             is_empty = state is None
-            while block := list(itertools.islice(documents, _DOCUMENTS_AT_A_TIME)):
+            while block := _some(documents):
                 is_empty = False
-                tokens = tokenize([text for _, text in block], self.tokenizer)
-                yield Position(epoch, block[0][0]), tokens
+                yield Position(epoch, block[0][0]), [text for _, text in block]
             if is_empty:
                 raise UserError(
                     f"the {self.split} split is empty: its stream holds no document with text"
                 )
             epoch, state = epoch + 1, None
+
+    def _pass(self, epoch: int, state: Any) -> Documents:
+        def source(state: Any) -> Documents:
+            return self.corpus.stream(self.split, seed=self.seed, epoch=epoch, state=state)
+
+        return shuffled(source, state, window=self.window, seed=self.seed, epoch=epoch)
+
+
+def _some(documents: Documents) -> list[tuple[Any, str]]:
+    """The next few documents, fewer if they are long; none at the end."""
+    block: list[tuple[Any, str]] = []
+    characters = 0
+    for state, text in documents:
+        block.append((state, text))
+        characters += len(text)
+        if len(block) >= _DOCUMENTS_AT_A_TIME or characters >= _CHARACTERS_AT_A_TIME:
+            break
+    return block
 
 
 def _take(
@@ -126,8 +160,8 @@ class StreamedBatches(IterableDataset[Batch]):
     """The endless batches of one process, packed on the fly.
 
     Every process reads the whole stream and keeps its share, so that batches do not depend on
-    the number of processes. It must run in the process that saves checkpoints (``num_workers``
-    0), which looks up in ``positions`` where the batch after the last one begins.
+    the number of processes. It must run in the process that saves checkpoints, which looks up in
+    ``positions`` where the batch after the last one begins; workers are the stream's.
 
     Args:
         stream: where rows come from.

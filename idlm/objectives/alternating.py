@@ -96,6 +96,7 @@ class AlternatingDistillation(DistillationObjective):
     """
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,

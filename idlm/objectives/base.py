@@ -190,6 +190,9 @@ class DistillationObjective(ABC):
             an alternating method's alone.
         changes_teacher: whether :meth:`after_student_update` may change the teacher's weights,
             which are then part of every checkpoint.
+        shardable: whether it runs under FSDP: each of its losses calls ``features`` of the same
+            networks equally often in every process, whatever the batch holds, because each call
+            gathers weights from all of them.
     """
 
     processes: ClassVar[tuple[str, ...]] = ()
@@ -197,6 +200,7 @@ class DistillationObjective(ABC):
     latent: ClassVar[tuple[int, int]] = (64, 64)
     fake_per_student: ClassVar[int] = 1
     changes_teacher: ClassVar[bool] = False
+    shardable: ClassVar[bool] = False
 
     def check(self, teacher: DiffusionLM, student: DiffusionLM) -> None:  # noqa: B027
         """Refuse networks that the method cannot work with; the process is checked before.

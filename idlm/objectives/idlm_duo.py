@@ -92,6 +92,7 @@ class IDLMDuo(DistillationObjective):
     """
 
     processes: ClassVar[tuple[str, ...]] = ("uniform",)
+    shardable: ClassVar[bool] = True
 
     def __init__(
         self,

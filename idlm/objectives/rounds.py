@@ -47,6 +47,7 @@ class SelfDistillation(DistillationObjective):
     trains: ClassVar[Trains] = "student"
     latent: ClassVar[tuple[int, int]] = (0, 0)
     changes_teacher: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
 
     def __init__(self, *, round_updates: int, next_teacher: NextTeacher) -> None:
         if round_updates < 1:

@@ -74,6 +74,7 @@ class VADD(DistillationObjective):
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     trains: ClassVar[Trains] = "jointly"
+    shardable: ClassVar[bool] = True
     latent: ClassVar[tuple[int, int]] = (64, 0)
 
     def __init__(self, *, kl_warmup: int = 10_000, samples: int = 1) -> None:

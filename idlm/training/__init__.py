@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from idlm.training.distil import DistillationModule as DistillationModule
     from idlm.training.evaluator import EvaluatorModule as EvaluatorModule
     from idlm.training.frontier_monitor import FrontierMonitor as FrontierMonitor
+    from idlm.training.sharding import ShardedStrategy as ShardedStrategy
     from idlm.training.teacher import TeacherModule as TeacherModule
 
 _HOMES = {
@@ -17,6 +18,7 @@ _HOMES = {
     "DistillationModule": "distil",
     "EvaluatorModule": "evaluator",
     "FrontierMonitor": "frontier_monitor",
+    "ShardedStrategy": "sharding",
     "TeacherModule": "teacher",
 }
 
@@ -25,6 +27,7 @@ __all__ = [
     "DistillationModule",
     "EvaluatorModule",
     "FrontierMonitor",
+    "ShardedStrategy",
     "TeacherModule",
 ]
 

@@ -24,6 +24,7 @@ from idlm.objectives.pairing import check_pairing
 from idlm.training.checkpoints import best_checkpoint
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, clean, lr_factor
 from idlm.training.networks import accelerate, make_networks, reach, set_up
+from idlm.training.sharding import load_full, unsharded
 
 _TEACHER = "teacher."
 
@@ -167,6 +168,11 @@ class DistillationModule(UpdateModule):
         if self.networks is not None:
             return
         h = self.hparams
+        if self.device_mesh is not None and not self.objective.shardable:
+            raise UserError(
+                f"{type(self.objective).__name__} cannot run with strategy sharded, which needs "
+                "the same forward passes in every process; use ddp_find_unused_parameters_true"
+            )
         if self._given is None:
             self.teacher = load(h["teacher"])
             self.tokenizer = load_tokenizer(h["tokenizer"] or h["teacher"])
@@ -197,6 +203,7 @@ class DistillationModule(UpdateModule):
         self.ema = average_weights(self.student, h["ema_decay"])
         for network in [teacher, *trained]:
             accelerate(network, attention=h["attention"], compile=h["compile"])
+        self.shard(teacher, *trained, self.ema.module)
         self.val_loss = MeanMetric()
         # a batch in which nothing is masked has no entropy
         self.val_entropy = MeanMetric(nan_strategy="ignore")
@@ -341,13 +348,15 @@ class DistillationModule(UpdateModule):
         """Export the student's EMA weights; after a collapse, those of the best checkpoint."""
         if self._given is not None and self.hparams["export_dir"] is None:
             return
-        if self.trainer.is_global_zero and self.student_updates:
+        # all processes hold a part of sharded networks; otherwise the others have nothing to do
+        if self.student_updates and (self.trainer.is_global_zero or self.device_mesh is not None):
             if self.collapsed and not self._restore_best():
                 print("the student collapsed and no checkpoint was kept, so nothing is exported")
                 return
             folder = self.hparams["export_dir"] or Path(self.trainer.default_root_dir) / "export"
             self.export(folder)
-            print(f"student exported to {folder}")
+            if self.trainer.is_global_zero:
+                print(f"student exported to {folder}")
 
     def _restore_best(self) -> bool:
         """Put the averaged weights of the best checkpoint back; False if there is none."""
@@ -356,13 +365,19 @@ class DistillationModule(UpdateModule):
             return False
         prefix = "ema."
         state = checkpoint["state_dict"].items()
-        self.ema.load_state_dict({k[len(prefix) :]: v for k, v in state if k.startswith(prefix)})
+        load_full(self.ema, {k[len(prefix) :]: v for k, v in state if k.startswith(prefix)})
         self.student_updates = checkpoint["student_updates"]
         self.fake_updates = checkpoint["fake_updates"]
         return True
 
     def export(self, folder: str | Path) -> Path:
-        """Write the student's EMA weights, tokenizer and model card; returns the folder."""
+        """Write the student's EMA weights, tokenizer and model card; returns the folder.
+
+        Sharded networks are gathered first, so every process has to call it; the main one writes.
+        """
+        network = cast(DiffusionLM, unsharded(self.ema.module))
+        if not self.trainer.is_global_zero:
+            return Path(folder)
         objective = type(self.objective).__name__
         chosen = {k: v for k, v in vars(self.objective).items() if v is not None and k[0] != "_"}
         settings = ", ".join(f"{k}={v}" for k, v in chosen.items())
@@ -379,7 +394,7 @@ class DistillationModule(UpdateModule):
         )
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
-            cast(DiffusionLM, self.ema.module),
+            network,
             folder,
             tokenizer=self.tokenizer,
             card=card,

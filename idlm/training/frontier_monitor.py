@@ -14,6 +14,7 @@ from idlm.evaluation.compare import Point, matched_entropy
 from idlm.metrics import Entropy, Evaluator, GenerativePerplexity, load_evaluator
 from idlm.models import DiffusionLM, decode
 from idlm.sampling import generate
+from idlm.training.sharding import unsharded
 
 
 class FrontierMonitor(Callback):
@@ -98,6 +99,8 @@ class FrontierMonitor(Callback):
         self, trainer: L.Trainer, model: DiffusionLM, tokenizer: Any, temperature: float
     ) -> Point:
         """(entropy in nats, GenPPL) of samples that all processes make together."""
+        # a sharded network would need equally many calls of all processes
+        model = cast(DiffusionLM, unsharded(model)).to(trainer.strategy.root_device)
         share = -(-self.num_samples // trainer.world_size)  # equal work: no process waits
         out = generate(
             model,

@@ -26,6 +26,7 @@ from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.models.config import FIELDS
 from idlm.objectives.base import Draw, LossSum
+from idlm.training.sharding import check_strategy, full_norm, reshard, shard
 from idlm.training.utilisation import Utilisation
 
 Decay = Literal["constant", "linear", "cosine"]
@@ -107,8 +108,10 @@ class UpdateModule(L.LightningModule, ABC):
         """Refuse what would train, but wrongly.
 
         Raises:
-            UserError: for a precision that loses updates, or data in another vocabulary.
+            UserError: for a strategy that shards otherwise, a precision that loses updates, or data
+                in another vocabulary.
         """
+        check_strategy(self.trainer.strategy, self.trainer.optimizers)
         precision = str(self.trainer.precision)
         if precision not in PRECISIONS:
             raise UserError(
@@ -125,6 +128,16 @@ class UpdateModule(L.LightningModule, ABC):
                 f"model knows the {len(self.tokenizer)} of {self.tokenizer.name_or_path!r}; "
                 "give both the same tokenizer, or leave out --data.init_args.tokenizer"
             )
+
+    def shard(self, *networks: nn.Module) -> None:
+        """Spread networks over the processes where the strategy asks for it; call it once for each.
+
+        All of them before any forward pass: a network that joins later, or is frozen when it does,
+        would not take part in what the processes exchange.
+        """
+        if self.device_mesh is not None:
+            for network in networks:
+                shard(network, self.device_mesh["data_parallel"])
 
     def data_conditions(self) -> dict[str, Any]:
         """Corpus, content hash, row length and batch size, for the model card."""
@@ -217,6 +230,8 @@ class UpdateModule(L.LightningModule, ABC):
         counted = self._counts_flops()
         with self.utilisation.counting(which) if counted else nullcontext():
             logs, norm = self._accumulate(batch, loss, step, chosen)
+        if self.device_mesh is not None:  # optimiser and average work on the parts
+            reshard(self)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(logs["loss"])):
             raise FloatingPointError(
                 f"{name} update {step}: loss {float(logs['loss'])}, gradient norm {float(norm)}; "
@@ -273,7 +288,7 @@ class UpdateModule(L.LightningModule, ABC):
         logs = dict(zip(sums, table[:, 0] / table[:, 1], strict=True))
         parameters = [p for group in chosen.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-        return logs, norm.detach()
+        return logs, full_norm(norm.detach())
 
     def _unsynchronised(self) -> Any:
         strategy = self.trainer.strategy

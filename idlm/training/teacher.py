@@ -21,6 +21,7 @@ from idlm.processes import Absorbing, Uniform
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
 from idlm.training.networks import reach, set_dropout
+from idlm.training.sharding import unsharded
 
 # What describes a network, and MDLM's values (methods A.5) for a new one.
 NEW: dict[str, Any] = {
@@ -147,6 +148,7 @@ class TeacherModule(UpdateModule):
         self.ema = average_weights(self.model, h["ema_decay"])
         if h["compile"]:
             self.model.compile_backbone()
+        self.shard(self.model, self.ema.module)
         self.val_nelbo = MeanMetric()
 
     def _vocab_size(self, process: str) -> int:
@@ -240,13 +242,20 @@ class TeacherModule(UpdateModule):
 
     def on_train_end(self) -> None:
         """Export the EMA weights as a Hugging Face folder."""
-        if self.trainer.is_global_zero and self.updates:
+        if self.updates:
             folder = self.hparams["export_dir"] or Path(self.trainer.default_root_dir) / "export"
             self.export(folder)
-            print(f"teacher exported to {folder}")
+            if self.trainer.is_global_zero:
+                print(f"teacher exported to {folder}")
 
     def export(self, folder: str | Path) -> Path:
-        """Write the EMA weights, tokenizer and model card; returns the folder."""
+        """Write the EMA weights, tokenizer and model card; returns the folder.
+
+        Sharded weights are gathered first, so every process has to call it; the main one writes.
+        """
+        network = cast(DiffusionLM, unsharded(self.ema.module))
+        if not self.trainer.is_global_zero:
+            return Path(folder)
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         # a network loaded from `init` has its own sizes, whatever the arguments say
         sizes = {k: getattr(self.trained_network().config, k) for k in NEW}
@@ -254,7 +263,7 @@ class TeacherModule(UpdateModule):
         card = teacher_card(settings, self.updates, metrics, self.data_conditions())
         dtype = getattr(torch, self.hparams["export_dtype"])
         return export_folder(
-            cast(DiffusionLM, self.ema.module),
+            network,
             folder,
             tokenizer=self.tokenizer,
             card=card,

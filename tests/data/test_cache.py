@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,3 +100,110 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(UserError, match=r"cache folder .* cannot be written.*set IDLM_CACHE"):
         cache.write_rows(blocker / "packed", "k", [], conditions={}, report=PackingReport())
+
+
+def _damaged_rows(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": _damaged_rows,
+    "truncated": lambda file: os.truncate(file, file.stat().st_size - 32),
+    "empty": lambda file: file.write_bytes(b""),
+    "no metadata": lambda file: file.with_suffix(".json").write_text("{"),
+    "of an older version": lambda file: file.with_suffix(".json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_rows_that_are_not_what_was_written_are_packed_anew_and_said(
+    damage: str,
+    data: Callable[..., PackedDataModule],
+    tokenised: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = data()
+    expected = module.rows("train").copy()
+    file = module.cache_folder / f"{module.metadata['train']['key']}.npy"
+    tokenised.clear()
+    DAMAGE[damage](file)
+    with caplog.at_level(logging.WARNING, "idlm.data"):
+        assert np.array_equal(data().rows("train"), expected)
+    assert tokenised
+    assert f"the packed rows in {file} are not what was written" in caplog.text
+    assert len([r for r in caplog.records if r.name == "idlm.data.cache"]) == 1
+    caplog.clear()
+    tokenised.clear()
+    data().rows("train")
+    assert (tokenised, caplog.text) == ([], "")
+
+
+def test_a_text_that_changes_while_it_is_packed_is_refused_and_nothing_is_kept(
+    data: Callable[..., PackedDataModule], monkeypatch: pytest.MonkeyPatch, jsonl: Path
+) -> None:
+    from idlm.data import packing
+
+    original = packing.tokenize
+
+    def changing(texts: list[str], tokenizer: object) -> np.ndarray:
+        with jsonl.open("a") as file:
+            file.write(json.dumps({"text": "written meanwhile"}) + "\n")
+        return original(texts, tokenizer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(packing, "tokenize", changing)
+    module = data()
+    with pytest.raises(UserError, match=r"changed while its train split was packed.*run again"):
+        module.rows("train")
+    assert [file.name for file in module.cache_folder.iterdir() if file.suffix != ".lock"] == []
+
+
+def _pack_slowly(module: PackedDataModule, answers: Any) -> None:
+    from idlm.data import packing
+
+    original = packing.tokenize
+
+    def slow(texts: list[str], tokenizer: object) -> np.ndarray:
+        answers.put("tokenises")
+        time.sleep(0.4)
+        return original(texts, tokenizer)  # type: ignore[arg-type]
+
+    packing.tokenize = slow  # type: ignore[assignment]
+    answers.put(int(module.rows("train").sum()))
+
+
+def test_two_processes_that_want_the_same_rows_at_once_tokenise_them_once(
+    data: Callable[..., PackedDataModule],
+) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    data().tokenizer  # noqa: B018 - imported once, before the fork
+    both = [context.Process(target=_pack_slowly, args=(data(), answers)) for _ in range(2)]
+    for process in both:
+        process.start()
+    said = [answers.get(timeout=60) for _ in range(3)]
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert said.count("tokenises") == 1
+    assert set(said) - {"tokenises"} == {int(data().rows("train").sum())}
+
+
+def test_the_lock_and_the_leftovers_of_a_killed_process_are_no_hindrance(
+    data: Callable[..., PackedDataModule],
+) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    module = data()
+    module.tokenizer  # noqa: B018 - imported once, before the fork
+    killed = context.Process(target=_pack_slowly, args=(module, answers))
+    killed.start()
+    assert answers.get(timeout=60) == "tokenises"
+    os.kill(killed.pid or 0, signal.SIGKILL)
+    killed.join(60)
+    assert [f for f in module.cache_folder.iterdir() if f.suffix == ".npy"]  # half an entry
+    rows = module.rows("train")
+    left = sorted(f.suffix for f in module.cache_folder.iterdir() if f.suffix != ".lock")
+    assert left == [".json", ".npy"]
+    assert len(rows) == module.metadata["train"]["rows"]

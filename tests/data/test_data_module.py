@@ -62,7 +62,9 @@ def _assert_same(left: list[Batch], right: list[Batch]) -> None:
         assert torch.equal(one["input_ids"], other["input_ids"])
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"streaming": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 2}, {"streaming": True, "shuffle_window": 8}]
+)
 def test_a_resumed_run_continues_at_the_next_batch(
     data: Make, tmp_path: Path, options: dict[str, object]
 ) -> None:
@@ -223,9 +225,18 @@ def test_a_negative_number_of_rows_is_refused(data: Make) -> None:
         data(max_eval_rows=-1)
 
 
-def test_workers_and_streaming_together_are_refused(data: Make) -> None:
-    with pytest.raises(UserError, match=r"num_workers=2 cannot be used with streaming"):
-        data(streaming=True, num_workers=2)
+@pytest.mark.parametrize("name", ["num_workers", "shuffle_window"])
+def test_negative_numbers_of_workers_and_of_documents_are_refused(data: Make, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name}=-1 is negative; give 0 for none"):
+        data(**{name: -1})
+
+
+def test_another_window_is_refused_when_resuming(data: Make) -> None:
+    module = data(streaming=True, shuffle_window=8)
+    state = data(streaming=True, shuffle_window=16).state_dict()
+    module.load_state_dict(state)
+    with pytest.raises(UserError, match=r"shuffle_window=16, not 8; resume with --data.init_arg"):
+        module.train_dataloader()
 
 
 def test_a_corpus_without_a_tokenizer_asks_for_one(data: Make) -> None:
