@@ -25,7 +25,7 @@ def frontier(name: str, found: Frontier, published: Sequence[Published] = ()) ->
     Args:
         name: of the picture.
         found: what one evaluator judged.
-        published: numbers from papers, drawn hollow and behind ours.
+        published: numbers from papers, drawn in grey and behind ours.
     """
     looks = _looks(found)
 
@@ -56,9 +56,9 @@ def frontier(name: str, found: Frontier, published: Sequence[Published] = ()) ->
     if published:
         title = "The same beside published numbers, measured under other conditions"
         caption = (
-            "Hollow marks are from papers: other data, evaluators, lengths and sample counts, some "
-            "with float32 draws. They show where the field stands; no hollow mark may be compared "
-            "with a filled one."
+            "Grey marks are from papers: other data, evaluators, lengths and sample counts, some "
+            "with float32 draws. They show where the field stands; no grey mark may be compared "
+            "with a coloured one."
         )
     return draw(
         name,
@@ -211,7 +211,7 @@ def _tag(panel: Axes, point: Point, colour: str, *, steps: bool) -> None:
 
 
 def _paint_published(panel: Axes, published: Sequence[Published]) -> list[Line2D]:
-    """Hollow marks, a shape for each method; those without entropy have no place here."""
+    """Grey marks, a shape for each method; those without entropy have no place here."""
     methods: dict[str, list[tuple[float, float]]] = {}
     for one in published:
         if one.gen_ppl is not None and one.entropy is not None:
@@ -219,7 +219,7 @@ def _paint_published(panel: Axes, published: Sequence[Published]) -> list[Line2D
     handles = [_proxy("published elsewhere:", OTHERS, "")] if methods else []
     for number, (label, places) in enumerate(methods.items()):
         marker = MARKERS[number % len(MARKERS)]
-        # a second dozen of methods is told from the first by a dot
+        # a second dozen of methods has the shapes of the first, filled
         fill = PAPER if number < len(MARKERS) else OTHERS
         look: dict[str, Any] = {"color": OTHERS, "marker": marker, "markerfacecolor": fill}
         panel.plot(*zip(*places, strict=True), linestyle="", markersize=5, zorder=2, **look)

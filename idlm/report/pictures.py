@@ -167,7 +167,9 @@ def _legend(figure: Figure, handles: Sequence[Line2D], height: float) -> None:
     if not handles:
         return
     labels = [escape.picture_label(handle.get_label()) for handle in handles]
-    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= 20 else 1
+    # a long list is worth narrower columns
+    widest = 28 if len(labels) > 8 else 20
+    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= widest else 1
     lines = -(-len(labels) // columns)
     figure.set_figheight(height + 0.17 * lines + 0.1)
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, columnspacing=1.2)
