@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,6 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from idlm import paths
+from idlm.cli.config_file import check_file
+from idlm.cli.early import config_files
 from idlm.errors import UserError
 
 # Warnings of Lightning that are wrong about this program, and why.
@@ -75,7 +79,16 @@ class CLI(LightningCLI):
 
     before_validate = before_test = before_fit
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """A checkpoint is read as tensors and plain containers, wherever it is from."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def _check_checkpoint(self) -> None:
+        if self._get(self.config, "weights_only") is False:
+            raise UserError(
+                "weights_only is false, which would let a checkpoint run code; leave it out, every "
+                "checkpoint of `idlm fit` loads without"
+            )
         given = self._get(self.config, "ckpt_path")
         if given and given not in _CKPT_WORDS and ":" not in given and not Path(given).exists():
             raise UserError(
@@ -117,6 +130,8 @@ def run(argv: list[str]) -> None:
         UserError: for arguments and settings that are wrong, for what cannot be reached or does
             not fit, and for a training that diverged.
     """
+    for path in config_files(argv):
+        check_file(path)
     for message in _UNFOUNDED:
         warnings.filterwarnings("ignore", message=message)
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -134,6 +149,12 @@ def run(argv: list[str]) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"its pickle wants to call {wanted[1]}" if wanted else "it is no checkpoint"
+        raise UserError(
+            f"the checkpoint of --ckpt_path was not loaded: {what}; give the .ckpt that a run wrote"
+        ) from error
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except ValueError as error:

@@ -127,6 +127,11 @@ def _check(protocol: Protocol, path: str | Path) -> None:
     where = f"protocol {str(path)!r}"
     checkpoints: dict[str, str] = {}
     for plan in protocol.models:
+        if Path(plan.label).name != plan.label or "\0" in plan.label:
+            raise UserError(
+                f"{where}: label {plan.label!r} is no name of a file, and samples are kept under "
+                "it; leave slashes out"
+            )
         first = checkpoints.setdefault(plan.label, plan.checkpoint)
         if first != plan.checkpoint:
             raise UserError(

@@ -32,8 +32,8 @@ from idlm.training.muon import MuonAdamW
 
 def _open_tokenizer(name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"tokenizer {name!r} could not be opened ({type(error).__name__}): give a folder that "
             "holds tokenizer.json, or a Hugging Face id that this machine can reach"
