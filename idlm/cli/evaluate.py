@@ -102,7 +102,9 @@ def run(argv: list[str]) -> None:
     if args.reference:
         sets.append(_reference(args, sets))
     results = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # into a file or a pipe an interrupted bar would leave an empty line
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=sum(len(s.texts) for s in sets))
         for samples in sets:
             results.append(measure(samples, perplexity, advance=lambda n: bar.advance(task, n)))

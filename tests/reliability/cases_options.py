@@ -215,7 +215,9 @@ EVALUATE = [
 
 EXPORT = [
     Case("no output", "export --checkpoint {teacher}", ("--output", "idlm export --help")),
-    Case("an unknown layout", f"{_EXPORT} --layout onnx", ("'onnx'", "idlm, mdlm, duo")),
+    Case(
+        "an unknown layout", f"{_EXPORT} --layout onnx", ("'onnx'", "'mdlm'", "idlm export --help")
+    ),
     Case("a layout of another process", f"{_EXPORT} --layout duo", ("absorbing", "layout")),
     Case(
         "a latent in a published layout",
@@ -263,7 +265,7 @@ INSPECT = [
     Case("rows as a word", f"{_INSPECT} --rows all", ("'all'", "idlm inspect --help")),
     Case("a negative length", f"{_INSPECT} --length -5", ("--length is -5", "1 or more")),
     Case("a length over the context", f"{_INSPECT} --length 33", ("33", "32 tokens", "at most")),
-    Case("a negative seed to inspect", f"{_INSPECT} --seed -1", ("seed is -1", "0 or more")),
+    Case("a negative seed to inspect", f"{_INSPECT} --seed -1", ("--seed is -1", "0 or more")),
     Case("a misspelt option of inspect", f"{_INSPECT} --row 3", ("--row", "did you mean --rows?")),
     Case(
         "a checkpoint that is a file",
@@ -293,7 +295,7 @@ REST = [
     Case("no bench", "bench", ("toys|oracle|speed", "idlm bench --help")),
     Case("toys without a file", "bench toys", ("--json", "idlm bench toys --help")),
     Case("an unknown toy", f"{_TOYS} --dataset mooons", ("mooons", "choose")),
-    Case("an unknown method of toys", f"{_TOYS} --method idml", ("idml", "choose")),
+    Case("an unknown method of toys", f"{_TOYS} --method idml", ("idml", "did you mean 'idlm'?")),
     Case("too few bins", f"{_TOYS} --bins 1", ("--bins is 1", "at least 4")),
     Case("absurdly many bins", f"{_TOYS} --bins 1000000", ("--bins is 1000000", "at most 1024")),
     Case("a factor that is nan", f"{_TOYS} --longer nan", ("--longer is nan", "above 0")),
