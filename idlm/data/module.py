@@ -54,7 +54,8 @@ class PackedDataModule(lightning.LightningDataModule):
         revision: the revision of a Hugging Face dataset; None for the recipe's.
 
     Raises:
-        UserError: for sizes below 1, or ``num_workers`` together with ``streaming``.
+        UserError: for sizes below 1, counts below 0, or ``num_workers`` together with
+            ``streaming``.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class PackedDataModule(lightning.LightningDataModule):
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"{name}={size} is not a positive number; give 1 or more")
+        for name, count in (("seed", seed), ("num_workers", num_workers)):
+            if count < 0:
+                raise UserError(f"{name}={count} is negative; give 0 or more")
         if max_eval_rows is not None and max_eval_rows < 0:
             raise UserError(
                 f"max_eval_rows={max_eval_rows} is negative; give 0 for no evaluation, null for all"

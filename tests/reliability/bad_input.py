@@ -58,7 +58,7 @@ class World(dict[str, str]):
         write_samples(root / "samples.jsonl", header, rows)
         undecoded = [{**row, "text": None, "tokens": [1, 900]} for row in rows]
         write_samples(root / "tokens.jsonl", {**header, "decoded": False}, undecoded)
-        write_corpus(root / "corpus.txt", lines=40)
+        write_corpus(root / "corpus.txt")
         self.update(
             teacher=str(folders.teacher),
             student=str(folders.student),

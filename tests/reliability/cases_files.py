@@ -33,14 +33,14 @@ _TOKEN = ("a list of one or more", "token ids from 0 to 16777215")
 _NEW = "download it again"
 
 
-class _Harm:
+class Harm:
     """What an attacker's pickle would call."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("harm",)
 
 
-def _checkpoint(content: object) -> object:
+def torch_file(content: object) -> object:
     """A file that ``torch.save`` wrote, as ``{here}/c.ckpt``."""
 
     def make(here: Path, world: World) -> None:
@@ -153,8 +153,8 @@ PROMPT_FILES = [
     Case(
         "a token beyond the vocabulary",
         f"{_PROMPTS} {{here}}/p.jsonl",
-        ("token id 300", "0 to 299"),
-        lines("p.jsonl", [300, 301]),
+        ("token id 301", "0 to 299"),
+        lines("p.jsonl", [301, 302]),
     ),
     Case(
         "the mask in a prompt",
@@ -171,8 +171,8 @@ PROMPT_FILES = [
     Case(
         "a token of 64 bits",
         f"{_INFILLS} {{here}}/p.jsonl",
-        ("2^63 or more", "far below"),
-        lines("p.jsonl", [1, 1 << 63]),
+        ("9223372036854775808", "whole numbers"),
+        lines("p.jsonl", [1 << 63]),
     ),
     Case(
         "a token of 5000 digits",
@@ -227,7 +227,7 @@ SAMPLE_FILES = [
 CHECKPOINTS = [
     Case("a folder without a checkpoint", _MODEL, ("no config.json", "no model"), folder("model")),
     Case(
-        "a config that is no JSON",
+        "a config.json that is no JSON",
         _MODEL,
         ("config.json is not valid JSON", _NEW),
         copied("student", file_replaced("config.json", b"{]")),
@@ -239,19 +239,19 @@ CHECKPOINTS = [
         copied("student", file_replaced("config.json", b"\xff\x00")),
     ),
     Case(
-        "a config nested deep",
+        "a config.json nested deep",
         _MODEL,
         ("config.json is not valid JSON", _NEW),
         copied("student", file_replaced("config.json", DEEP.encode())),
     ),
     Case(
-        "a config that is a list",
+        "a config.json that is a list",
         _MODEL,
         ("not a JSON object", _NEW),
         copied("student", file_replaced("config.json", b"[]")),
     ),
     Case(
-        "a config of another model",
+        "a config.json of another model",
         _MODEL,
         ("model_type 'bert'", "this version loads"),
         copied("student", json_changed("config.json", model_type="bert")),
@@ -283,7 +283,7 @@ CHECKPOINTS = [
     Case(
         "a size beyond any machine",
         _MODEL,
-        ("sizes beyond any machine", _NEW),
+        ("sizes beyond any machine", "download its config.json again"),
         copied("student", json_changed("config.json", vocab_size=10**15, hidden_dim=10**15)),
     ),
     Case(
@@ -407,13 +407,13 @@ CHECKPOINTS = [
         "a Lightning file without weights",
         "inspect {here}/c.ckpt",
         ("holds no state_dict", "give the .ckpt that a training run wrote"),
-        _checkpoint({"epoch": 3}),
+        torch_file({"epoch": 3}),
     ),
     Case(
         "a Lightning file that runs code",
         "inspect {here}/c.ckpt",
         ("its pickle wants to call posix.mkdir", "ask for the weights as safetensors"),
-        _checkpoint({"state_dict": {}, "callbacks": _Harm()}),
+        torch_file({"state_dict": {}, "callbacks": Harm()}),
     ),
     Case(
         "an evaluator of broken weights",
@@ -437,7 +437,12 @@ CHECKPOINTS = [
 
 TEXTS = [
     Case("a text of another kind", f"{_TEXT}/a.pdf", ("a.pdf", "convert"), text("a.pdf", "%PDF")),
-    Case("an empty text", f"{_TEXT}/a.txt", ("empty", "give more text"), text("a.txt", "")),
+    Case(
+        "an empty text",
+        f"{_TEXT}/a.txt",
+        ("no text to measure on", "with some words"),
+        text("a.txt", ""),
+    ),
     Case(
         "a text that is not UTF-8",
         f"{_TEXT}/a.txt",
@@ -486,12 +491,6 @@ TEXTS = [
     ),
     Case("a pipe in a folder of text", f"{_TEXT}/texts", ("a.txt", "remove it"), _pipe),
     Case("a recipe that is not there", f"{_TEXT}/r.yaml", ("r.yaml", "shipped recipes are")),
-    Case(
-        "a recipe that is a list",
-        "evaluate --samples {samples} --evaluator {evaluator} --reference {here}/r.yaml",
-        ("r.yaml", "text"),
-        text("r.yaml", "- a\n- b\n"),
-    ),
 ]
 
 FILES = [*PROMPT_FILES, *SAMPLE_FILES, *CHECKPOINTS, *TEXTS]

@@ -163,7 +163,7 @@ EVALUATE = [
     Case(
         "tokens that the evaluator lacks",
         f"{_EVALUATE} --samples {{tokens}} --no-retokenize",
-        ("900", "300"),
+        ("900", "knows 0 to 299"),
     ),
     Case(
         "an evaluator that is none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.reliability.bad_input import Case, config, copied, json_changed, lines, text
-from tests.reliability.cases_files import _checkpoint, _Harm
+from tests.reliability.cases_files import Harm, torch_file
 
 _SMALL = (
     "--model.init_args.teacher={teacher} --data.init_args.corpus={corpus} "
@@ -23,8 +23,7 @@ def _set(section: str, **changes: Any) -> Any:
 
     def change(content: dict[str, Any]) -> None:
         target = content[section]
-        target = target["init_args"] if "init_args" in target else target
-        target.update(changes)
+        target.get("init_args", target).update(changes)
 
     return config(change)
 
@@ -128,8 +127,8 @@ KEYS = [
     Case("an attention that is none", f"{_FIT} {_MODEL}.attention=flesh", ("flesh", "sdpa")),
     Case(
         "a precision that loses updates",
-        f"{_FIT} --trainer.precision=16-mixed",
-        ("16-mixed", "bf16-mixed"),
+        f"{_FIT} --trainer.precision=bf16-true",
+        ("bf16-true", "bf16-mixed"),
     ),
     Case("an accelerator that is none", f"{_FIT} --trainer.accelerator=abacus", ("abacus", "cpu")),
     Case("a length of zero to train", f"{_FIT} {_DATA}.length=0", ("length=0", "1 or more")),
@@ -241,8 +240,20 @@ PARTS = [
     Case(
         "a recipe that is a word",
         f"{_FIT} {_DATA}.corpus={{here}}/r.yaml",
-        ("r.yaml", "mapping"),
+        ("r.yaml", "unknown key 'local'"),
         _recipe("local\n"),
+    ),
+    Case(
+        "a recipe that is a list",
+        f"{_FIT} {_DATA}.corpus={{here}}/r.yaml",
+        ("r.yaml", "mapping of keys to values"),
+        _recipe("- a\n- b\n"),
+    ),
+    Case(
+        "a checkpoint of something else",
+        f"{_FIT} --ckpt_path {{here}}/c.ckpt",
+        ("no student_updates", "--ckpt_path"),
+        torch_file({"state_dict": {}, "epoch": 3, "pytorch-lightning_version": "2.5.0"}),
     ),
     Case(
         "a binary recipe",
@@ -276,8 +287,8 @@ PARTS = [
     Case(
         "a checkpoint that runs code",
         f"{_FIT} --ckpt_path {{here}}/c.ckpt",
-        ("posix.mkdir", "give the .ckpt"),
-        _checkpoint({"state_dict": {}, "callbacks": _Harm()}),
+        ("posix.mkdir", "as safetensors"),
+        torch_file({"state_dict": {}, "callbacks": Harm()}),
     ),
     Case(
         "a checkpoint read without care",
@@ -292,4 +303,46 @@ PARTS = [
     ),
 ]
 
-TRAINING = [*CONFIG_FILES, *KEYS, *PARTS]
+_ROWS = "--data.init_args.corpus={corpus} --data.init_args.length=32"
+_TEACHER = (
+    f"fit --config {{configs}}/python_docs_teacher.yaml {_MODEL}.tokenizer={{teacher}} {_ROWS}"
+)
+_EVALUATOR = f"fit --config {{configs}}/python_docs_evaluator.yaml {_MODEL}.tokenizer={{teacher}}"
+
+OTHERS = [
+    Case(
+        "a teacher of odd heads", f"{_TEACHER} {_MODEL}.hidden_dim=15", ("hidden_dim 15", "n_heads")
+    ),
+    Case(
+        "a teacher of no blocks", f"{_TEACHER} {_MODEL}.n_blocks=0", ("n_blocks is 0", "1 or more")
+    ),
+    Case(
+        "a schedule that is none", f"{_TEACHER} {_MODEL}.schedule=linear", ("linear", "log-linear")
+    ),
+    Case(
+        "a process that is none to train",
+        f"{_TEACHER} {_MODEL}.process=gauss",
+        ("gauss", "absorbing"),
+    ),
+    Case("a negative Muon", f"{_TEACHER} {_MODEL}.muon_lr=-1", ("muon_lr is -1.0", "0 or more")),
+    Case(
+        "a teacher of a missing tokenizer",
+        f"{_TEACHER} {_MODEL}.tokenizer=./no",
+        ("'./no'", "give a folder"),
+    ),
+    Case(
+        "an evaluator of no layer",
+        f"{_EVALUATOR} {_MODEL}.n_layer=0",
+        ("n_layer is 0", "at least 1"),
+    ),
+    Case(
+        "an evaluator of odd heads", f"{_EVALUATOR} {_MODEL}.n_embd=15", ("n_embd=15", "multiple")
+    ),
+    Case(
+        "an evaluator of a missing tokenizer",
+        f"{_EVALUATOR} {_MODEL}.tokenizer=./no",
+        ("'./no'", "give a folder"),
+    ),
+]
+
+TRAINING = [*CONFIG_FILES, *KEYS, *PARTS, *OTHERS]
