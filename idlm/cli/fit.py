@@ -235,8 +235,10 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     """One line of a message of jsonargparse or Lightning, less the alternatives nobody meant."""
     if not isinstance(error, ArgumentError):
         return _one_line(error)
-    drop = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given")
-    drop += ("Expected a path but",)
+    drop = (
+        *("Does not validate", "Subtypes:", "Errors:", "Given"),
+        *("Expected a <class 'NoneType'>", "Expected a path but"),
+    )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     said = " ".join(line for line in lines if not line.startswith(drop)).rstrip(".")
     return f"{said}; {hint(said)}`idlm {argv[0]} --help` lists what there is"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -146,7 +147,10 @@ def _from_pretrained(
             source, output_loading_info=True, **options
         )
         model, loading = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+        *(SafetensorError, UnpicklingError),
+    ) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"evaluator {name!r} could not be loaded as a causal language model ({reason}): give "

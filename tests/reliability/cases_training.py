@@ -49,7 +49,7 @@ CONFIG_FILES = [
         text("c.yaml", "trainer:\n\tmax_steps: 1\n"),
     ),
     Case("a config cut off", _FILE, ("no YAML", "correct it"), text("c.yaml", 'a: {b: "c\n')),
-    Case("a config nested deep", _FILE, ("no YAML", "correct it"), text("c.yaml", "[" * 20_000)),
+    Case("a config nested deep", _FILE, ("no YAML", "correct it"), text("c.yaml", "[" * 5_000)),
     Case(
         "a config that makes objects",
         _FILE,
@@ -265,7 +265,7 @@ PARTS = [
         "a recipe nested deep",
         f"{_FIT} {_DATA}.corpus={{here}}/r.yaml",
         ("r.yaml", "cannot be read"),
-        text("r.yaml", "[" * 20_000),
+        text("r.yaml", "[" * 5_000),
     ),
     Case(
         "a share of nothing",
