@@ -96,7 +96,7 @@ def load_recipe(file: Path) -> Recipe:
         reason = " ".join(str(error).split("\n    full_key")[0].split())[:300]
         key = getattr(error, "full_key", None)
         raise UserError(
-            f"the recipe {str(file)!r} cannot be read{f' at {key}' if key else ''}: {reason}; "
+            f"the recipe {str(file)!r} cannot be read: {reason}{f' (at {key})' if key else ''}; "
             "correct it, data/README.md has the keys"
         ) from error
     if recipe.source not in SOURCES:

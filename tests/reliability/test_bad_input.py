@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence_and_leaves_everything_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "name", ["no config", "steps as a word", "nothing to measure", "truncated weights"]
+    "name", ["no config", "steps as a word", "nothing to measure", "no rows", "no threads"]
 )
 def test_the_installed_command_says_the_same_in_a_process_of_its_own(
     name: str, world: World, tmp_path: Path
