@@ -16,6 +16,21 @@ def repo_dir() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def leads_inside(path: Path, folder: Path) -> bool:
+    """Whether ``path``, all links followed, is in ``folder``.
+
+    The Hugging Face cache keeps the files of a snapshot in ``blobs`` beside its snapshots, which
+    counts as inside.
+    """
+    home = folder.resolve()
+    rooms = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # links in a circle lead nowhere
+        return False
+    return any(room in real.parents for room in rooms)
+
+
 def resolve(name: str | Path) -> str:
     """Map the name of a bundled model to its folder; return anything else unchanged."""
     bundled = repo_dir() / "data" / "models" / str(name)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from idlm.errors import UserError
 
@@ -50,32 +52,86 @@ def replace_file(path: str | Path, pieces: Iterable[str]) -> Path:
     it away from everyone. A link stays, and what it points to is replaced.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written, or the text has no UTF-8 form.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        for piece in pieces:
+            try:
+                file.write(piece.encode("utf-8"))
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{path} cannot be written: {piece[error.start]!r} in its text is half a "
+                    "character; give names and texts as UTF-8"
+                ) from error
+
+    return replace_bytes(path, write)
+
+
+def replace_bytes(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """As :func:`replace_file`, for what is no text.
+
+    Until it is complete the file has a random name, which no waiting link can take, and only its
+    owner may read it. Then it has the permissions of the file it replaces, or the usual ones.
+
+    Args:
+        path: where; folders are made, an existing file is replaced.
+        write: writes everything to the file it is given.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: if the file cannot be written; nothing is left of it.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            with open(path, "w", encoding="utf-8") as file:
-                file.writelines(pieces)
+            with open(path, "wb") as file:
+                write(file)
         else:
-            _replace(path.resolve(), pieces)
+            _replace(_target(path), write)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): name a file in a folder you may write to"
+            f"{str(path)[:200]} cannot be written ({error.strerror}): name a file in a folder you "
+            "may write to"
         ) from error
     return path
 
 
-def _replace(path: Path, pieces: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _target(path: Path) -> Path:
+    """Where a link leads."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-        os.replace(temporary, path)
+        return path.resolve()
+    except (RuntimeError, ValueError) as error:  # links in a circle, a NUL in the name
+        raise UserError(
+            f"{str(path)!r} cannot be written ({error}): name a file in a folder you may write to"
+        ) from error
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # of the name only so much that the longest one still fits
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            os.fchmod(file.fileno(), _permissions(path))
+        os.replace(name, path)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(name)
+
+
+def _permissions(path: Path) -> int:
+    """Those of the file that is there, else what the process gives to a new one."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0o077)  # it cannot be read without being set
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -150,7 +206,7 @@ def _plain(value: Any) -> Any:
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line, parse_constant=_refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} line {number} is not JSON ({error}): every line must be one JSON object"
         ) from error
@@ -168,6 +224,11 @@ def _refuse(name: str) -> Any:
 def _check(path: Path, number: int, row: Mapping[str, Any], *, decoded: bool) -> None:
     if decoded and not isinstance(row.get("text"), str):
         raise UserError(f'{path} line {number} has no "text" string: every sample needs one')
+    if decoded and (half := lone_surrogate(row["text"])):
+        raise UserError(
+            f'{path} line {number} has {half!r} in its "text", which is half a character: write '
+            "the file with `idlm generate`"
+        )
     if not decoded and row.get("text", "") is not None:
         raise UserError(
             f'{path} line {number} needs "text": null, because the header says "decoded": false'
@@ -178,6 +239,15 @@ def _check(path: Path, number: int, row: Mapping[str, Any], *, decoded: bool) ->
             f'{path} line {number} has no "tokens": every sample needs a list of one or more '
             f"token ids from 0 to {LARGEST_TOKEN}"
         )
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first character of ``text`` that has no UTF-8 form, half of a UTF-16 pair, if any."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
 
 
 def _is_token(value: Any) -> bool:

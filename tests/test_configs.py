@@ -214,6 +214,7 @@ def test_a_corpus_out_of_reach_ends_with_one_sentence_too(
                 f"--model.init_args.teacher={models.teacher}",
                 "--trainer.accelerator=cpu",
                 "--trainer.strategy=auto",
+                f"--data.init_args.length={LENGTH}",
             ]
         )
     assert stop.value.code == 2

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from idlm.bench.oracle_run import Cell
     from idlm.bench.oracle_train import Plan
 
+# of texts or updates: what is beyond is a slip of the keyboard
+_MOST = 10_000_000
 # what a record must have to be found again and shown
 _KEYS: dict[str, Any] = {
     **dict.fromkeys(("method", "process"), str),
@@ -104,9 +106,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         value = getattr(options, name)
         if value is None:
             continue
-        if value < least:
+        if not least <= value <= _MOST:
             option = name.replace("_", "-")
-            raise UserError(f"--{option} is {value}; it must be at least {least}")
+            bound = f"at least {least}" if value < least else f"at most {_MOST}"
+            raise UserError(f"--{option} is {value}; it must be {bound}")
         plan = replace(plan, **{name: value})
     return plan
 

@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
-from idlm.samples import replace_file
+from idlm.samples import replace_bytes, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +31,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ALL = "all"
+# processes or threads: what is beyond is a slip of the keyboard, and would stall the machine
+MOST_PROCESSES = 1024
 # wide enough for every column when stdout is a file or a pipe
 _PLAIN_WIDTH = 150
 
@@ -138,6 +140,8 @@ def job_count(options: argparse.Namespace) -> int:
     jobs = min(2, os.cpu_count() or 1) if options.jobs is None else options.jobs
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}; it must be at least 1")
+    if jobs > MOST_PROCESSES:
+        raise UserError(f"--jobs is {jobs}; it must be at most {MOST_PROCESSES}")
     return jobs
 
 
@@ -179,7 +183,7 @@ def read_records(path: Path, whose: str, keys: Mapping[str, Any]) -> list[Record
         return []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--json {path} cannot be read ({error}); name another file") from error
     fits = isinstance(found, list) and all(
         isinstance(record, dict)
@@ -258,36 +262,6 @@ def save_png(figure: Figure, path: Path) -> Path:
         UserError: if it cannot be written.
     """
     return replace_bytes(path, lambda file: figure.savefig(file, dpi=150, format="png"))
-
-
-def replace_bytes(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """As :func:`idlm.samples.replace_file`, for what is no text.
-
-    Args:
-        path: where; folders are made, an existing file is replaced.
-        write: writes everything to the file it is given.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    target = path.resolve()  # a link stays
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): name a file in a folder you may write to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path
 
 
 def wide_console() -> Console:

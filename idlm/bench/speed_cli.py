@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
     threads = os.cpu_count() or 1 if options.threads is None else options.threads
     if threads < 1:
         raise UserError(f"--threads is {threads}; it must be at least 1")
+    if threads > shared.MOST_PROCESSES:
+        raise UserError(f"--threads is {threads}; it must be at most {shared.MOST_PROCESSES}")
     shared.read_records(output, "speed bench's", _KEYS)
 
     from idlm.bench.speed_report import markdown, print_table

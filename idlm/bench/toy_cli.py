@@ -103,12 +103,14 @@ def _plan(options: argparse.Namespace) -> Plan:
     from idlm.bench.toy_run import QUICK, Plan
 
     plan = QUICK if options.quick else Plan()
-    for name, least in (("samples", 1), ("bins", 4)):
+    # a table of all squares and the counts of all samples are held in memory
+    for name, least, most in (("samples", 1, 100_000_000), ("bins", 4, 1024)):
         value = getattr(options, name)
         if value is None:
             continue
-        if value < least:
-            raise UserError(f"--{name} is {value}; it must be at least {least}")
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise UserError(f"--{name} is {value}; it must be {bound}")
         plan = replace(plan, **{name: value})
     for name in ("longer", "teacher_longer"):
         factor = getattr(options, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 
 from idlm.errors import UserError
@@ -24,19 +25,16 @@ def check(command: str, arguments: list[str]) -> None:
     Raises:
         UserError: for the first of them. Everything else is LightningCLI's to judge.
     """
-    for number, argument in enumerate(arguments):
-        name, sign, value = argument.partition("=")
-        if name in ("-c", "--config"):
-            path = value if sign else "".join(arguments[number + 1 : number + 2])
-            # text with a colon is YAML itself or an address
-            place = Path(path).expanduser()
-            if path and "\n" not in path and ":" not in path and not place.is_file():
-                what = "a folder" if place.is_dir() else "where there is no file"
-                raise UserError(
-                    f"--config is {path}, {what}; name a YAML file, for instance "
-                    "configs/owt_16step.yaml"
-                )
-        elif name.startswith("--"):
+    for path in config_files(arguments):
+        if not path.is_file():
+            what = "a folder" if path.is_dir() else "where there is no file"
+            raise UserError(
+                f"--config is {path}, {what}; name a YAML file, for instance "
+                "configs/owt_16step.yaml"
+            )
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name != "--config":
             root = name[2:].split(".")[0].rstrip("+")
             # argparse takes the beginning of a name for the name
             if root and not any(known.startswith(root) for known in ROOTS):
@@ -45,3 +43,13 @@ def check(command: str, arguments: list[str]) -> None:
                 raise UserError(
                     f"--{root} begins no option; {hint}; `idlm {command} --help` lists them"
                 )
+
+
+def config_files(arguments: list[str]) -> Iterator[Path]:
+    """The files that ``--config`` names; text with a colon is YAML itself or an address."""
+    for number, argument in enumerate(arguments):
+        name, sign, value = argument.partition("=")
+        if name in ("-c", "--config"):
+            path = value if sign else "".join(arguments[number + 1 : number + 2])
+            if path and "\n" not in path and ":" not in path:
+                yield Path(path).expanduser()

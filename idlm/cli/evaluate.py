@@ -136,7 +136,9 @@ def _measured(
     data = against[0] if against else None
     pairs = [(samples, data) for samples in sets]
     pairs += [(reference, judges.control(others)) for reference in against]
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # into a file or a pipe an interrupted bar would leave an empty line
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         total = judges.passes() * sum(len(samples.texts) for samples, _ in pairs)
         task = bar.add_task("scoring", total=total)
         return [

@@ -8,14 +8,20 @@ import traceback
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf.errors import OmegaConfBaseException
 
 from idlm import paths
+from idlm.cli.config_file import check_file
+from idlm.cli.early import config_files
+from idlm.cli.near import hint
 from idlm.errors import UserError
+from idlm.training.loop import UpdateModule
 
 # Warnings of Lightning that are wrong about this program, and why.
 _UNFOUNDED = (
@@ -36,7 +42,27 @@ _UNFOUNDED = (
     ".*LeafSpec.*",
 )
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
+_ZIP = b"PK"  # what torch.save writes is an archive
 _CKPT_WORDS = ("best", "last", "hpc")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` when the networks are there: a run that is refused leaves nothing."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, once."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As at the start of training."""
+        super().setup(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As at the start of training."""
+        super().setup(trainer, pl_module, "test")
 
 
 class CLI(LightningCLI):
@@ -76,15 +102,52 @@ class CLI(LightningCLI):
         self._reach_checkpoints()
         self._share_tokenizer()
 
+        if isinstance(self.model, UpdateModule) and self.subcommand == "fit":
+            self.model.check_run(str(self.trainer.precision), self.datamodule)
+
     before_validate = before_test = before_fit
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """A checkpoint is read as tensors and plain containers, wherever it is from."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def _check_checkpoint(self) -> None:
+        if self._get(self.config, "weights_only") is False:
+            raise UserError(
+                "weights_only is false, which would let a checkpoint run code; leave it out, every "
+                "checkpoint of `idlm fit` loads without"
+            )
         given = self._get(self.config, "ckpt_path")
         if given and given not in _CKPT_WORDS and ":" not in given and not Path(given).exists():
             raise UserError(
                 f"ckpt_path is {given!r}, where there is no file; give the .ckpt that a run wrote "
                 "(checkpoints/last.ckpt in its folder), or leave it out to start anew"
             )
+        if given and Path(given).is_file() and not _begins(Path(given), _ZIP):
+            raise UserError(
+                f"ckpt_path is {given!r}, which is no checkpoint; give the .ckpt that a run wrote "
+                "(checkpoints/last.ckpt in its folder)"
+            )
+        if given and Path(given).is_file():
+            self._survey(given)
+
+    def _survey(self, path: str) -> None:
+        """Refuse a checkpoint that would run code, or of another training, before anything starts.
+
+        Only what it holds is read, no tensor. Damage is told when they are.
+        """
+        from idlm.models.archive import Archive
+        from idlm.models.unpickle import ForbiddenCallError
+
+        try:
+            with Archive(path) as archive:
+                held = archive.root
+        except ForbiddenCallError:
+            raise
+        except UserError:
+            return
+        if isinstance(self.model, UpdateModule) and isinstance(held, dict):
+            self.model.check_resumed(held)
 
     def _reach_checkpoints(self) -> None:
         try:
@@ -107,6 +170,11 @@ class CLI(LightningCLI):
                 self.datamodule.tokenizer_name = _tokenizer_folder(name)
 
 
+def _begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
 def _tokenizer_folder(name: str) -> str:
     from idlm.models import load_tokenizer
 
@@ -120,6 +188,8 @@ def run(argv: list[str]) -> None:
         UserError: for arguments and settings that are wrong, for what cannot be reached or does
             not fit, for a training that diverged, and for a loader process that died.
     """
+    for path in config_files(argv):
+        check_file(path)
     for message in _UNFOUNDED:
         warnings.filterwarnings("ignore", message=message)
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -131,12 +201,22 @@ def run(argv: list[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "omegaconf", "prog": "idlm", "exit_on_error": False},
             args=argv,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"its pickle wants to call {wanted[1]}" if wanted else "it is no checkpoint"
+        raise UserError(
+            f"the checkpoint of --ckpt_path was not loaded: {what}; give the .ckpt that a run wrote"
+        ) from error
+    except OmegaConfBaseException as error:
+        where = f" in {error.full_key}" if error.full_key else ""
+        raise UserError(f"{str(error).splitlines()[0]}{where}; correct the reference") from error
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except (RuntimeError, OSError, EOFError) as error:
@@ -175,10 +255,13 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     """One line of a message of jsonargparse or Lightning, less the alternatives nobody meant."""
     if not isinstance(error, ArgumentError):
         return _one_line(error)
-    drop = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given")
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = " ".join(line.removeprefix("- ") for line in lines if not line.startswith(drop))
-    return f"{said.rstrip('.')}; `idlm {argv[0]} --help` lists what there is"
+    drop = (
+        *("Does not validate", "Subtypes:", "Errors:", "Given"),
+        *("Expected a <class 'NoneType'>", "Expected a path but"),
+    )
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    said = " ".join(line for line in lines if not line.startswith(drop)).rstrip(".")
+    return f"{said}; {hint(said)}`idlm {argv[0]} --help` lists what there is"
 
 
 def _one_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from idlm.cli.given import Given, read_given
 from idlm.cli.shared import Parser, check_writable, require_bundled
@@ -15,6 +14,7 @@ TAILS = ("ancestral", "greedy")
 SAMPLES, SAMPLES_OF_EACH = 4, 1
 MOST_SAMPLES = 100_000_000
 WATCH_DELAY = 0.1
+LONGEST_DELAY = 60
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Given]:
@@ -188,8 +188,8 @@ def _check(args: argparse.Namespace, given: Given) -> None:
         )
     if args.watch_delay is not None and not args.watch:
         raise UserError("--watch-delay says how slowly to show what --watch shows; add --watch")
-    if args.watch_delay is not None and not 0 <= args.watch_delay < math.inf:
-        raise UserError(f"--watch-delay is {args.watch_delay}; give seconds, 0 or more")
+    if args.watch_delay is not None and not 0 <= args.watch_delay <= LONGEST_DELAY:
+        raise UserError(f"--watch-delay is {args.watch_delay}; give seconds, 0 to {LONGEST_DELAY}")
     if args.watch and args.progress:
         raise UserError("--watch and --progress draw on the same lines; give one of them")
     if args.watch and args.no_text:
@@ -208,6 +208,9 @@ def _check(args: argparse.Namespace, given: Given) -> None:
 def _stop(values: list[str]) -> str | list[int]:
     if values == ["eos"]:
         return "eos"
-    if not all(value.isdecimal() for value in values):
-        raise UserError(f"--stop is {' '.join(values)}; give eos, or token ids such as 0 50256")
+    # no vocabulary has ids of more digits than fit 63 bits
+    if not all(value.isdecimal() and len(value) < 19 for value in values):
+        raise UserError(
+            f"--stop is {' '.join(values)[:60]}; give eos, or token ids such as 0 50256"
+        )
     return [int(value) for value in values]

@@ -58,6 +58,8 @@ def run(argv: list[str]) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option} is {value}; it must be 1 or more")
+    if not 0 <= args.seed < 1 << 64:
+        raise UserError(f"--seed is {args.seed}; it must be 0 or more, below 2^64")
     require_bundled(args.checkpoint)
 
     import idlm

@@ -10,6 +10,7 @@ module is imported only when its command runs.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import select
@@ -36,6 +37,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")
+
+# A path that the user named, and that the system does not let this program use.
+_REFUSALS = (
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 EXIT_FAULT = 1
 EXIT_USAGE = 2
@@ -83,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("IDLM_DEBUG") == "1":
             traceback.print_exc()
-        _fail(f"idlm: error: {error}", EXIT_USAGE)
+        _fail(f"idlm: error: {printable(str(error))}", EXIT_USAGE)
     except KeyboardInterrupt:
         _fail("idlm: interrupted", EXIT_INTERRUPTED)
     except SystemExit as stop:
@@ -97,8 +109,26 @@ def main(argv: list[str] | None = None) -> None:
         # Python flushes stdout once more at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(EXIT_PIPE_CLOSED) from None
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            _report_fault()
+        name = printable(os.fsdecode(error.filename))
+        shown = name if len(name) <= 120 else f"{name[:120]}..."
+        _fail(
+            f"idlm: error: {shown!r} cannot be used ({error.strerror}); check its permissions, or "
+            "name another file or folder",
+            EXIT_USAGE,
+        )
     except Exception:  # noqa: BLE001 - the last line of defence prints what it caught
         _report_fault()
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control characters, which names and files may hold.
+
+    A terminal obeys them.
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from idlm.cli.quickstart_plan import Plan, affordable_samples
 from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.errors import UserError
 from idlm.paths import BUNDLED_MODELS
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def run(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all samples (default: 0)")
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 1 << 32:
+        raise UserError(f"--seed is {args.seed}; it must be in 0 ... {(1 << 32) - 1}")
     folder = check_writable("--output", args.output, folder=True)
     for name in BUNDLED_MODELS:
         require_bundled(name)

@@ -3,22 +3,72 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from idlm.errors import UserError
 from idlm.paths import BUNDLED_MODELS, repo_dir, resolve
 
+_LONGEST_MESSAGE = 400
+
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
+    """An argument parser whose errors are one sentence.
+
+    An option given twice counts as given last, as for every command of a shell, so that a script's
+    own options can be overruled; but one that takes several values is refused, because its values
+    would seem to add up.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.register("action", None, _Store)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UserError`` instead of printing the usage."""
-        raise UserError(f"{message}; type `{self.prog} --help` for the options")
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]} ..."
+        hint = self._hint(message)
+        raise UserError(f"{message}; {hint}type `{self.prog} --help` for the options")
+
+    def _hint(self, message: str) -> str:
+        """The option that an unknown one most looks like."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown == message or not unknown.startswith("-"):
+            return ""
+        known = [name for name in _options(self) if name.startswith("--")]
+        typed = unknown.split()[0].partition("=")[0]
+        close = difflib.get_close_matches(typed, known, n=1)
+        return f"did you mean {close[0]}? " if close else ""
+
+
+class _Store(argparse.Action):
+    """What argparse does by default, but a list of values is not silently replaced by another."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        held = getattr(namespace, self.dest, self.default)
+        if option_string is not None and self.nargs == "+" and held is not self.default:
+            parser.error(f"{option_string} is given twice; name all of its values behind one")
+        setattr(namespace, self.dest, values)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The names of all options of a parser and of its commands."""
+    for action in parser._actions:  # argparse has no public list of them
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from _options(command)
 
 
 def check_writable(option: str, path: str | Path, *, folder: bool = False) -> Path:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from idlm.data import python_docs
 from idlm.data.parts import CHARACTERS, Part, not_utf8, read_parts
 from idlm.errors import UserError
+from idlm.paths import leads_inside
+from idlm.samples import lone_surrogate
 
 VALIDATION_FRACTION = 0.05
 TEXT_SUFFIXES = (".txt", ".jsonl")
@@ -153,10 +157,15 @@ def text_files(path: Path) -> list[Path]:
         UserError: if nothing is there, or nothing of a known kind.
     """
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES]
+        found = (file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES)
+        files = [file for file in found if not file.is_dir()]
         files = sorted(files, key=lambda file: file.relative_to(path).parts)
         if not files:
-            raise UserError(f"the folder {str(path)!r} holds no .txt and no .jsonl file")
+            raise UserError(
+                f"the folder {str(path)!r} holds no .txt and no .jsonl file; give one that does"
+            )
+        for file in files:
+            _check_inside(file, path)
         return files
     if not path.is_file():
         raise UserError(f"there is no file or folder {str(path)!r}; check the path")
@@ -168,20 +177,51 @@ def text_files(path: Path) -> list[Path]:
     return [path]
 
 
+def _check_inside(file: Path, folder: Path) -> None:
+    """Refuse what a folder from elsewhere could smuggle in: links to other places, and pipes.
+
+    Raises:
+        UserError: naming the file and where it leads.
+    """
+    if file.is_symlink() and not leads_inside(file, folder):
+        raise UserError(
+            f"{str(file)!r} is a link to {os.readlink(file)!r}, outside of the folder; put the "
+            "file itself there, or give the folder it lies in"
+        )
+    if not file.is_file():
+        raise UserError(f"{str(file)!r} is no file that can be read; remove it from the folder")
+
+
 def hash_files(files: list[Path], salt: str) -> str:
-    """The sha256 of the files' bytes and suffixes, in the given order."""
+    """The sha256 of the files' bytes and suffixes, in the given order.
+
+    Raises:
+        UserError: for a file that cannot be read.
+    """
     digest = hashlib.sha256(salt.encode("utf-8"))
     for file in files:
-        digest.update(f"\0{file.suffix}:{file.stat().st_size}\0".encode())
-        with open(file, "rb") as stream:
+        with _opened(file) as stream:
+            digest.update(f"\0{file.suffix}:{file.stat().st_size}\0".encode())
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(file, "rb") as stream:
+            yield stream
+    except OSError as error:
+        raise UserError(
+            f"{str(file)!r} cannot be read ({error.strerror}); check its permissions, or give "
+            "another"
+        ) from error
+
+
 def _json_lines(file: Path, field: str) -> Iterator[str]:
     offset = 0
-    with open(file, "rb") as stream:
+    with _opened(file) as stream:
         for number, line in enumerate(stream, start=1):
             text = _decode(line, file, offset)
             offset += len(line)
@@ -198,6 +238,10 @@ def _field(line: str, field: str, file: Path, number: int) -> str:
             f"{place}: not valid JSON ({error.msg} at column {error.colno}); each line must be "
             "one JSON object"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise UserError(
+            f"{place}: not valid JSON ({error}); each line must be one JSON object"
+        ) from error
     if not isinstance(record, dict):
         raise UserError(
             f"{place}: a JSON {type(record).__name__}, where an object with the field {field!r} "
@@ -213,6 +257,11 @@ def _field(line: str, field: str, file: Path, number: int) -> str:
         raise UserError(
             f"{place}: the field {field!r} holds a {type(record[field]).__name__}, not a string; "
             "choose another with --data.init_args.text_field NAME"
+        )
+    if half := lone_surrogate(record[field]):
+        raise UserError(
+            f"{place}: the field {field!r} has {half!r}, which is half a character; write the file "
+            "as UTF-8, or remove the line"
         )
     return str(record[field])
 

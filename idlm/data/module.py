@@ -86,6 +86,8 @@ class PackedDataModule(lightning.LightningDataModule):
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"{name}={size} is not a positive number; give 1 or more")
+        if seed < 0:
+            raise UserError(f"seed={seed} is negative; give 0 or more")
         if max_eval_rows is not None and max_eval_rows < 0:
             raise UserError(
                 f"max_eval_rows={max_eval_rows} is negative; give 0 for no evaluation, null for all"

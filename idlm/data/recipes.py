@@ -89,9 +89,16 @@ def load_recipe(file: Path) -> Recipe:
                 raise UserError(f"{str(file)!r}: unknown key {key!r}; {_suggest(str(key), known)}")
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), raw))
         recipe = cast(Recipe, merged)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split("\n    full_key")[0].split())
-        raise UserError(f"the recipe {str(file)!r} cannot be read: {reason}") from error
+    except (
+        *(OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError),
+        *(RecursionError, ValueError),
+    ) as error:
+        reason = " ".join(str(error).split("\n    full_key")[0].split())[:300]
+        key = getattr(error, "full_key", None)
+        raise UserError(
+            f"the recipe {str(file)!r} cannot be read: {reason}{f' (at {key})' if key else ''}; "
+            "correct it, data/README.md has the keys"
+        ) from error
     if recipe.source not in SOURCES:
         raise UserError(
             f"{str(file)!r}: source is {recipe.source!r}; {_suggest(recipe.source, list(SOURCES))}"

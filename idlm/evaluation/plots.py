@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from idlm.errors import UserError
 from idlm.evaluation.held_out import draw_held_out, halo
+from idlm.samples import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,17 +72,7 @@ def plot_frontier(
     _steps_panel(right, rows, teacher, reference)
     if note:
         figure.supxlabel(note, fontsize=8.5, color=_INK)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): name another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return replace_bytes(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
 def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row | None) -> None:

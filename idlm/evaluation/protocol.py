@@ -183,6 +183,11 @@ def _check(protocol: Protocol, where: str) -> None:
     protocol.evaluator = protocol.evaluators[0]
     checkpoints: dict[str, tuple[str, str | None]] = {}
     for plan in protocol.models:
+        if Path(plan.label).name != plan.label or "\0" in plan.label:
+            raise UserError(
+                f"{where}: label {plan.label!r} is no name of a file, and samples are kept under "
+                "it; leave slashes out"
+            )
         first = checkpoints.setdefault(plan.label, (plan.checkpoint, plan.revision))
         if first != (plan.checkpoint, plan.revision):
             raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from idlm.errors import UserError
 from idlm.paths import resolve
 
+_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -145,7 +147,10 @@ def _from_pretrained(
             source, output_loading_info=True, **options
         )
         model, loading = loaded
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+        *(SafetensorError, UnpicklingError),
+    ) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"evaluator {name!r} could not be loaded as a causal language model ({reason}): give "
@@ -232,6 +237,13 @@ def open_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    folder = Path(resolve(name))
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER):
+        # transformers would make up an empty one from the kind of model
+        raise UserError(
+            f"no tokenizer could be opened at {name!r}: there is none of {', '.join(_TOKENIZER)}; "
+            "give a folder with tokenizer.json, or a Hugging Face id that can be reached from here"
+        )
     try:
         return AutoTokenizer.from_pretrained(
             resolve(name), revision=revision or "main", trust_remote_code=False

@@ -31,7 +31,7 @@ def fetch(name: str | Path, *patterns: str, revision: str | None = None, **hub: 
     Raises:
         UserError: if it is neither here nor on the hub, or a local one is given a revision.
     """
-    path = Path(resolve(name))
+    path = _place(name)
     if path.is_dir() or (path.is_file() and path.suffix == LIGHTNING):
         if revision is not None:
             raise UserError(
@@ -75,6 +75,23 @@ def fetch(name: str | Path, *patterns: str, revision: str | None = None, **hub: 
         ) from error
 
 
+def _place(name: str | Path) -> Path:
+    """Where a checkpoint would be on this machine.
+
+    Raises:
+        UserError: if the system refuses to look there.
+    """
+    path = Path(resolve(name))
+    try:
+        path.exists()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {str(name)[:80]!r} cannot be looked for ({error.strerror}); give a folder "
+            "with config.json and model.safetensors, a Lightning .ckpt file, or a hub id"
+        ) from error
+    return path
+
+
 def read_json(folder: Path) -> dict[str, Any]:
     """The folder's ``config.json``.
 
@@ -88,7 +105,7 @@ def read_json(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no config.json, so it is no model checkpoint") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object of settings; download it again")

@@ -73,8 +73,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is no JSON ({error}); give what `idlm evaluate --output` wrote"
+        ) from error
     rows = found.get("results", found.get("cells")) if isinstance(found, dict) else None
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("evaluation") or {}, dict) for row in rows

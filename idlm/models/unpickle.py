@@ -21,6 +21,10 @@ import torch
 from idlm.errors import UserError
 
 
+class ForbiddenCallError(UserError):
+    """A pickle names something that could be called; nothing of it was."""
+
+
 class Record(dict[Any, Any]):
     """An object as the pickle describes it, never built.
 
@@ -144,7 +148,7 @@ class Reader(pickle.Unpickler):
         """A container or the record class of an allowed name.
 
         Raises:
-            UserError: naming what the pickle wants to call.
+            ForbiddenCallError: naming what the pickle wants to call.
         """
         # protocol 2, which torch.save writes, has the module names of Python 2
         module, name = NAME_MAPPING.get((module, name), (module, name))
@@ -154,7 +158,7 @@ class Reader(pickle.Unpickler):
         if _RECORDS.fullmatch(full):
             return _record_class(full)
         shown = "".join(letter if letter.isprintable() else "?" for letter in full[:120])
-        raise UserError(
+        raise ForbiddenCallError(
             f"{self.path} was not loaded: its pickle wants to call {shown}, and a checkpoint may "
             "only rebuild tensors and plain containers; if you trust its author, ask for the "
             "weights as safetensors"

@@ -47,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             paths = [folder / Path(name).name for name in sorted(names)]  # never outside the folder
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index} lists no shards ({error!r}); download it again") from error
     else:
         paths = [folder / "model.safetensors"]

@@ -15,6 +15,8 @@ from idlm.sampling.registry import sampler_for
 _SEEDS = 1 << 64
 # 128 GiB of token ids: what is beyond is a slip of the keyboard.
 _MOST_TOKENS = 1 << 34
+# Noise of a million levels is finer than any network tells apart.
+_MOST_STEPS = 1 << 20
 
 
 def check_request(
@@ -45,6 +47,11 @@ def check_request(
     sampler_for(model.process, sampling_dtype)
     for name, value in (("num_samples", num_samples), ("steps", steps), ("length", length)):
         _check_whole(name, value, 1)
+    if steps > _MOST_STEPS:
+        raise UserError(
+            f"steps is {steps}; at most {_MOST_STEPS} make a difference, and as many steps as "
+            "tokens are usual at most"
+        )
     _check_whole("first_index", first_index, 0)
     if seed is not None:
         _check_whole("seed", seed, 0)

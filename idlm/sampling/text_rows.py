@@ -93,9 +93,9 @@ def read_slots(text: str, encode: Encode) -> Row:
     parts, writes, start = [], [], 0
     for slot in _SLOT.finditer(text):
         size = "1" if slot[1] is None else slot[1]
-        if not (size.isdecimal() and 1 <= int(size) <= _LONGEST_SLOT):
+        if not (size.isdecimal() and len(size) < 20 and 1 <= int(size) <= _LONGEST_SLOT):
             raise UserError(
-                f"infill has the slot {slot[0]!r}; write [MASK] for one token, [MASK:12] for "
+                f"infill has the slot {slot[0][:60]!r}; write [MASK] for one token, [MASK:12] for "
                 f"twelve, up to {_LONGEST_SLOT}"
             )
         given = encode(text[start : slot.start()])

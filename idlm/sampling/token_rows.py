@@ -29,6 +29,8 @@ def read_ids(value: Any, name: str) -> Tensor:
             f"{name} holds {_kind(numbers)} such as {numbers.flatten()[0].item()}; "
             "token ids are whole numbers"
         )
+    if numbers.dtype == torch.uint64 and bool((numbers.view(torch.int64) < 0).any()):
+        raise UserError(f"{name} holds a number of 2^63 or more; token ids are far below")
     return numbers.long()
 
 

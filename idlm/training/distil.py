@@ -23,7 +23,14 @@ from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks
 from idlm.objectives.pairing import check_pairing
 from idlm.training.checkpoints import best_checkpoint
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, clean, lr_factor
-from idlm.training.networks import accelerate, make_networks, reach, set_up
+from idlm.training.networks import (
+    accelerate,
+    check_configs,
+    make_networks,
+    reach,
+    set_up,
+)
+from idlm.training.settings import check_settings
 from idlm.training.sharding import load_full, unsharded
 
 _TEACHER = "teacher."
@@ -75,6 +82,8 @@ class DistillationModule(UpdateModule):
         collapsed: set by :class:`~idlm.training.callbacks.CollapseGuard` when it stops the run.
     """
 
+    counters = ("student_updates", "fake_updates", "objective")
+
     def __init__(
         self,
         teacher: str,
@@ -121,6 +130,7 @@ class DistillationModule(UpdateModule):
             if count < 1:
                 raise UserError(f"{name} is {count}; it must be at least 1")
         self.save_hyperparameters(ignore=["objective"])
+        check_settings(self.hparams)
         self.objective = objective
         # updates of the fake model before each one of the student
         self.fake_per_student = (
@@ -158,10 +168,15 @@ class DistillationModule(UpdateModule):
         return self.student_updates >= self.hparams["max_student_updates"]
 
     def prepare_data(self) -> None:
-        """Fetch what comes from the hub (one process of each node)."""
+        """Fetch what comes from the hub, and refuse what does not go together, unopened."""
         h = self.hparams
-        if self._given is None:
-            reach(h["teacher"], h["student"], tokenizer=h["tokenizer"] or h["teacher"])
+        if self._given is not None:
+            return
+        names = [name for name in (h["teacher"], h["student"]) if name]
+        configs, self.tokenizer = reach(*names, tokenizer=h["tokenizer"] or h["teacher"])
+        self.context = configs[-1].model_length
+        check_pairing(self.objective, configs[0].make_process())
+        check_configs(configs[-1], configs[0], names[-1], names[0])
 
     def configure_model(self) -> None:
         """Load the teacher and build what trains; Lightning calls it once per run."""
@@ -337,6 +352,7 @@ class DistillationModule(UpdateModule):
             checkpoint["state_dict"] = {k: v for k, v in state if not k.startswith(_TEACHER)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_resumed(checkpoint)
         self.student_updates = checkpoint["student_updates"]
         self.fake_updates = checkpoint["fake_updates"]
         self.objective.load_state_dict(checkpoint["objective"])

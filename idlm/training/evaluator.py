@@ -28,12 +28,13 @@ from idlm.errors import UserError
 from idlm.paths import resolve
 from idlm.training.evaluator_export import model_card, write_folder
 from idlm.training.muon import MuonAdamW
+from idlm.training.settings import check_settings
 
 
 def _open_tokenizer(name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(resolve(name))
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"tokenizer {name!r} could not be opened ({type(error).__name__}): give a folder that "
             "holds tokenizer.json, or a Hugging Face id that this machine can reach"
@@ -80,6 +81,12 @@ class EvaluatorModule(L.LightningModule):
         clip: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, size in (
+            *(("n_layer", n_layer), ("n_head", n_head)),
+            *(("n_embd", n_embd), ("n_positions", n_positions)),
+        ):
+            if size < 1:
+                raise UserError(f"{name} is {size}; it must be at least 1")
         if n_embd % n_head:
             raise UserError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
         if max_updates < 1 or (micro_batch_size is not None and micro_batch_size < 1):
@@ -87,7 +94,10 @@ class EvaluatorModule(L.LightningModule):
                 f"max_updates={max_updates} and micro_batch_size={micro_batch_size} must be 1 or "
                 "more"
             )
+        if not clip >= 0:  # NaN is neither
+            raise UserError(f"clip is {clip}; it is a gradient norm, 0 turns clipping off")
         self.save_hyperparameters()
+        check_settings(self.hparams)
         self.automatic_optimization = False
         self.tokenizer = _open_tokenizer(tokenizer)
         eos = self.tokenizer.eos_token_id

@@ -79,19 +79,26 @@ class UpdateModule(L.LightningModule, ABC):
         micro_batch_size: sequences per forward pass; the rest of the batch is accumulated.
         clip: largest gradient norm; 0 turns clipping off.
         seed: keys of all noise, see :mod:`idlm.random`.
+
+    Attributes:
+        counters: what a checkpoint of this training holds beside Lightning's own entries.
     """
+
+    counters: tuple[str, ...] = ()
 
     def __init__(self, *, micro_batch_size: int, clip: float, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         if micro_batch_size < 1:
             raise UserError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
-        if clip < 0:
+        if not clip >= 0:  # NaN is neither
             raise UserError(f"clip is {clip}; it is a gradient norm, 0 turns clipping off")
         self.micro_batch_size = micro_batch_size
         self.clip = clip
         self.seed = seed
+        # known once the checkpoints are at hand
         self.tokenizer: Any = None
+        self.context: int | None = None
         self.utilisation = Utilisation()
         self.draw_type: type[Draw] = Draw
 
@@ -105,20 +112,39 @@ class UpdateModule(L.LightningModule, ABC):
         """Whether every update that was asked for has been made."""
 
     def on_fit_start(self) -> None:
-        """Refuse what would train, but wrongly.
+        """Refuse what would train, but wrongly, see :meth:`check_run`.
 
         Raises:
-            UserError: for a strategy that shards otherwise, a precision that loses updates, or data
-                in another vocabulary.
+            UserError: as :meth:`check_run`, and for a strategy that shards otherwise.
         """
         check_strategy(self.trainer.strategy, self.trainer.optimizers)
-        precision = str(self.trainer.precision)
+        config = getattr(self.trained_network(), "config", None)
+        self.context = getattr(config, "model_length", None)
+        data = getattr(self.trainer, "datamodule", None)
+        self.check_run(str(self.trainer.precision), data)
+
+    def check_run(self, precision: str, data: Any) -> None:
+        """Refuse what would train, but wrongly.
+
+        Args:
+            precision: of the trainer.
+            data: the data module, or None; its row length and tokenizer count, where it has them.
+
+        Raises:
+            UserError: for a precision that loses updates, rows longer than the context, or data
+                in another vocabulary.
+        """
         if precision not in PRECISIONS:
             raise UserError(
                 f"precision is {precision!r}, which this training does not support; "
                 f"choose one of {', '.join(PRECISIONS)} with --trainer.precision"
             )
-        data = getattr(self.trainer, "datamodule", None)
+        length: int = getattr(data, "length", 0)
+        if self.context is not None and length > self.context:
+            raise UserError(
+                f"length={length} of the data is more than the {self.context} tokens that the "
+                f"network is made for; give --data.init_args.length {self.context} or less"
+            )
         theirs: Any = getattr(data, "tokenizer", None)
         if None in (theirs, self.tokenizer):
             return
@@ -155,6 +181,19 @@ class UpdateModule(L.LightningModule, ABC):
         if config is None:  # of continuous data: there is no folder to export it to
             return
         checkpoint["network"] = {name: getattr(config, name) for name in FIELDS}
+
+    def check_resumed(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that another kind of training, or another program, wrote.
+
+        Raises:
+            UserError: if it lacks the counts that this training goes on from.
+        """
+        missing = [name for name in self.counters if name not in checkpoint]
+        if missing:
+            raise UserError(
+                f"the checkpoint has no {' and no '.join(missing)}, so no {type(self).__name__} "
+                "wrote it; give the .ckpt of a run of the same kind with --ckpt_path"
+            )
 
     def on_train_start(self) -> None:
         """A finished run that is resumed makes no further update."""

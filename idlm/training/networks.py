@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from idlm.errors import UserError
-from idlm.models import DiffusionLM, fetch, load_tokenizer
+from idlm.models import DiffusionConfig, DiffusionLM, fetch, load_tokenizer
+from idlm.models.files import read_config
 from idlm.models.recognition import Recognition
 from idlm.objectives.base import DistillationObjective, Networks
 
@@ -16,34 +17,46 @@ _LATENT = ("latent_global", "latent_position")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
-def reach(*checkpoints: str | None, tokenizer: str) -> None:
+def reach(*checkpoints: str | None, tokenizer: str) -> tuple[list[DiffusionConfig], Any]:
     """Have checkpoints and tokenizer on this machine, from the hub if they are not.
+
+    Returns:
+        The configurations of the checkpoints that are given, and the tokenizer.
 
     Raises:
         UserError: for the first that can be found neither here nor there.
     """
-    for name in filter(None, checkpoints):
-        fetch(name, *_FILES)
-    load_tokenizer(tokenizer)
+    configs = [read_config(fetch(name, *_FILES)) for name in filter(None, checkpoints)]
+    return configs, load_tokenizer(tokenizer)
 
 
 def check_pair(student: DiffusionLM, teacher: DiffusionLM) -> None:
     """Refuse a student that cannot learn from this teacher, and a teacher that is none.
 
     Raises:
+        UserError: as :func:`check_configs`.
+    """
+    check_configs(student.config, teacher.config, student.name_or_path, teacher.name_or_path)
+
+
+def check_configs(
+    student: DiffusionConfig, teacher: DiffusionConfig, student_name: str, teacher_name: str
+) -> None:
+    """Refuse a student that cannot learn from this teacher, and a teacher that is none.
+
+    Raises:
         UserError: if vocabulary or process differ, or the teacher has a latent.
     """
-    ours, theirs = student.config, teacher.config
     for key in ("vocab_size", "process"):
-        if getattr(ours, key) != getattr(theirs, key):
+        if getattr(student, key) != getattr(teacher, key):
             raise UserError(
-                f"student {student.name_or_path!r} and teacher {teacher.name_or_path!r} differ in "
-                f"{key}: {getattr(ours, key)} against {getattr(theirs, key)}; start the student "
+                f"student {student_name!r} and teacher {teacher_name!r} differ in {key}: "
+                f"{getattr(student, key)} against {getattr(teacher, key)}; start the student "
                 "from a checkpoint of the teacher's family"
             )
-    if teacher.has_latent:
+    if teacher.latent_global or teacher.latent_position:
         raise UserError(
-            f"teacher {teacher.name_or_path!r} has a latent, so it is a generator; "
+            f"teacher {teacher_name!r} has a latent, so it is a generator; "
             "give a teacher without one"
         )
 

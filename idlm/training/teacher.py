@@ -21,6 +21,7 @@ from idlm.processes import Absorbing, Uniform
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
 from idlm.training.networks import reach, set_dropout
+from idlm.training.settings import check_settings
 from idlm.training.sharding import unsharded
 
 # What describes a network, and MDLM's values (methods A.5) for a new one.
@@ -70,6 +71,8 @@ class TeacherModule(UpdateModule):
         seed: keys of all noise.
     """
 
+    counters = ("updates",)
+
     def __init__(
         self,
         tokenizer: str,
@@ -110,6 +113,7 @@ class TeacherModule(UpdateModule):
                 "needs the length of the run, at least 1"
             )
         self.save_hyperparameters()
+        check_settings(self.hparams)
         self.updates = 0
         self.model: DiffusionLM | None = None
 
@@ -119,8 +123,11 @@ class TeacherModule(UpdateModule):
         return 0 < self.hparams["max_updates"] <= self.updates
 
     def prepare_data(self) -> None:
-        """Fetch what comes from the hub (one process of each node)."""
-        reach(self.hparams["init"], tokenizer=self.hparams["tokenizer"])
+        """Fetch what comes from the hub, and refuse sizes that make no network."""
+        h = self.hparams
+        configs, self.tokenizer = reach(h["init"], tokenizer=h["tokenizer"])
+        config = configs[0] if configs else self._new_config()
+        self.context = h["model_length"] or config.model_length
 
     def configure_model(self) -> None:
         """Build or load the network; Lightning calls it once the device and strategy are known."""
@@ -139,10 +146,7 @@ class TeacherModule(UpdateModule):
             self._change(self.model)
         else:
             torch.manual_seed(self.seed)  # the same first weights on every process
-            new = _NEW_UNIFORM if h["process"] == Uniform.name else NEW
-            sizes = {k: v if h[k] is None else h[k] for k, v in new.items()}
-            vocab_size = self._vocab_size(sizes["process"])
-            self.model = DiffusionLM(DiffusionConfig(vocab_size=vocab_size, **sizes))
+            self.model = DiffusionLM(self._new_config())
         self.model.set_attention(h["attention"])
         self.model.set_gradient_checkpointing(h["gradient_checkpointing"])
         self.ema = average_weights(self.model, h["ema_decay"])
@@ -150,6 +154,15 @@ class TeacherModule(UpdateModule):
             self.model.compile_backbone()
         self.shard(self.model, self.ema.module)
         self.val_nelbo = MeanMetric()
+
+    def _new_config(self) -> DiffusionConfig:
+        """Of a network that starts from nothing."""
+        h = self.hparams
+        new = _NEW_UNIFORM if h["process"] == Uniform.name else NEW
+        sizes = {k: v if h[k] is None else h[k] for k, v in new.items()}
+        config = DiffusionConfig(vocab_size=self._vocab_size(sizes["process"]), **sizes)
+        config.make_process()
+        return config
 
     def _vocab_size(self, process: str) -> int:
         """V of the tokenizer: the absorbing process adds its mask."""
@@ -238,6 +251,7 @@ class TeacherModule(UpdateModule):
         checkpoint["updates"] = self.updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_resumed(checkpoint)
         self.updates = checkpoint["updates"]
 
     def on_train_end(self) -> None:

@@ -381,7 +381,7 @@ MISTAKES = [
     (["--stop", "-1"], "--stop is -1; give eos, or token ids"),
     (["--stop", "4096"], "4096"),
     (["--watch-delay", "1"], "add --watch"),
-    (["--watch", "--watch-delay", "-1"], "--watch-delay is -1.0; give seconds, 0 or more"),
+    (["--watch", "--watch-delay", "-1"], "--watch-delay is -1.0; give seconds, 0 to 60"),
     (["--watch", "--watch-delay", "inf"], "--watch-delay is inf"),
     (["--watch", "--progress"], "--watch and --progress draw on the same lines"),
     (["--watch", "--no-text"], "--watch shows text and --no-text asks for none"),
