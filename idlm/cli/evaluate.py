@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.metrics.perplexity import GenerativePerplexity
@@ -79,6 +81,12 @@ def run(argv: list[str]) -> None:
     """
     args = _parser().parse_args(argv)
     _check(args)
+    remedy = "wait for it to end, or name another file with --output"
+    with alone_writing(args.output, remedy=remedy) if args.output else nullcontext():
+        _measure(args, argv)
+
+
+def _measure(args: argparse.Namespace, argv: list[str]) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
