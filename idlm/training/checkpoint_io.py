@@ -28,6 +28,8 @@ SUFFIX = ".ckpt"
 # the comment of the zip archive that torch.save writes: fixed length, at the very end of the file
 _MARK = b"\nidlm sha256 "
 _SEAL = len(_MARK) + 64
+# the last record of a zip archive: its signature, and at its end the length of the comment
+_END = struct.Struct("<4s16xH")
 _PIECE = 1 << 22
 
 
@@ -119,7 +121,10 @@ class CheckedCheckpointIO(TorchCheckpointIO):
         except OSError:  # a file system without links
             os.replace(target, previous)
         else:
-            os.replace(link, previous)
+            try:
+                os.replace(link, previous)
+            finally:
+                link.unlink(missing_ok=True)
 
     def _replacement(self, path: Path, wrong: str) -> Path:
         for step, other in checkpoints_in(path.parent):
@@ -155,6 +160,9 @@ def damage(path: str | Path) -> str | None:
                 found = _sha256(file, size - _SEAL)
                 same = found == seal[len(_MARK) :].decode("ascii", "replace")
                 return None if same else "is damaged (its SHA-256 is not the one it was saved with)"
+            file.seek(max(0, size - _SEAL - _END.size))
+            if not _ends_well(file.read()):
+                return "is cut off or no checkpoint"
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         return None if broken is None else f"is damaged (the checksum of {broken} differs)"
@@ -257,6 +265,15 @@ def _written(target: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _ends_well(tail: bytes) -> bool:
+    """Whether the end of a zip archive has the comment that it announces, no more and no less."""
+    place = tail.rfind(b"PK\x05\x06")
+    if place < 0 or len(tail) < place + _END.size:
+        return False
+    _, length = _END.unpack_from(tail, place)
+    return bool(length == len(tail) - place - _END.size)
 
 
 def _sha256(file: IO[bytes], size: int) -> str:

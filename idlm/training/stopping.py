@@ -70,6 +70,7 @@ class SaveOnSignal(Callback):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         # the last update ends the run anyway, with its export
         if asked and not trainer.should_stop:
+            _log(trainer)
             self._stop(trainer)
 
     def on_validation_batch_end(
@@ -103,6 +104,14 @@ class SaveOnSignal(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _log(trainer: L.Trainer) -> None:
+    """What Lightning would log about this update only later."""
+    metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step - 1)  # steps of logs count from 0
+        logger.save()
 
 
 def last_checkpoint(trainer: L.Trainer) -> Path:

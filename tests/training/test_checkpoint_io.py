@@ -86,8 +86,6 @@ def test_every_flipped_bit_and_every_cut_is_noticed(saved: Path) -> None:
         saved.write_bytes(whole)
     for size in [*range(0, len(whole), 997), len(whole) - seal, len(whole) - 1]:
         saved.write_bytes(whole[:size])
-        if size == len(whole) - seal:
-            continue  # an archive without its hash: everything in it is there
         assert damage(saved) is not None, size
 
 

@@ -172,7 +172,8 @@ def test_an_evaluator_is_not_poisoned_either(models: Folders, tmp_path: Path) ->
         kept.update({k: v.clone() for k, v in module.state_dict().items()})
         return nll(rows) * math.nan
 
+    loader = torch.utils.data.DataLoader(batches, None)
     module.nll = poisoned  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match=r"evaluator update 2: loss nan.*samples \[4, 5\]"):
-        trainer(tmp_path).fit(module, train_dataloaders=torch.utils.data.DataLoader(batches, None))
+        trainer(tmp_path).fit(module, loader, loader)
     assert same(module.state_dict(), kept)
