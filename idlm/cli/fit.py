@@ -185,7 +185,8 @@ def run(argv: list[str]) -> None:
     except Stopped as stopped:
         if getattr(rank_zero_only, "rank", 0) == 0:  # one process tells it
             raise
-        raise SystemExit(stopped.exit_code) from stopped
+        # Lightning kills the process that started this one if its end looks like a failure
+        raise SystemExit(0) from stopped
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except ValueError as error:

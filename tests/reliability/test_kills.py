@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from idlm.errors import UserError
+from idlm.paths import repo_dir
 from idlm.reliability import kills
 from idlm.reliability.kills import Moment
 
@@ -62,3 +64,18 @@ def test_a_folder_in_use_and_a_senseless_number_are_refused(tmp_path: Path) -> N
         kills.main(["--folder", str(tmp_path)])
     with pytest.raises(UserError, match="--moments is 0"):
         kills.main(["--moments", "0"])
+
+
+def test_the_figures_of_the_project_say_what_the_page_promises() -> None:
+    found = json.loads((repo_dir() / "eval" / "results" / "reliability.json").read_text())
+    killed = found["kills"]
+    assert killed["moments"] >= 20
+    assert killed["inside_checkpoint_writing"] >= 1
+    assert killed["losses_different"] == 0
+    assert killed["equal"]
+    assert found["determinism"]["equal"]
+    assert found["endurance"]["flat"]
+    assert found["endurance"]["training"]["count"] >= 2000
+    assert found["endurance"]["generation"]["count"] >= 500
+    for section in ("kills", "determinism", "endurance"):
+        assert found[section]["command"].startswith(f"python -m idlm.reliability.{section} ")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from idlm.cli.main import main
+from idlm.paths import repo_dir
 from idlm.reliability.kills import losses, same
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
@@ -135,3 +139,31 @@ def test_a_signal_at_the_last_update_lets_the_run_end(
     signal_in(monkeypatch, "update", 3, signal.SIGTERM)
     main(tiny.command(tmp_path, updates=1))
     assert (tmp_path / "export").is_dir()
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_gets_the_signal_and_both_stop(tiny: Tiny, tmp_path: Path) -> None:
+    command = [
+        *tiny.command(tmp_path, updates=100_000, save_every=1000),
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp_find_unused_parameters_true",
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "idlm.cli.main", *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo_dir())},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        log = tmp_path / "logs" / "version_0"
+        while len(losses(log)) < 4 and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert err.splitlines()[-1].startswith("idlm: stopped by SIGTERM after step ")
+    assert err.count("idlm: stopped") == 1
+    step = torch.load(last)["global_step"]
+    assert step == max(sum(key) for key in losses(log))
+    assert f"after step {step}, which is saved; go on with --ckpt_path {last}" in err
