@@ -11,7 +11,7 @@ from idlm.errors import UserError
 # the first parts of LightningCLI's options; the tests compare them with its parser's
 ROOTS = (
     *("help", "config", "print_config", "seed_everything", "trainer", "model", "data"),
-    *("optimizer", "lr_scheduler", "ckpt_path", "verbose", "weights_only"),
+    *("optimizer", "lr_scheduler", "ckpt_path", "verbose", "weights_only", "deterministic"),
 )
 
 

@@ -6,12 +6,14 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges, reads_text
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.cli.evaluate_metrics import Judges
@@ -98,6 +100,12 @@ def run(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
     names = check_options(args)
+    remedy = "wait for it to end, or name another file with --output"
+    with alone_writing(args.output, remedy=remedy) if args.output else nullcontext():
+        _evaluate(args, argv, names)
+
+
+def _evaluate(args: argparse.Namespace, argv: list[str], names: tuple[str, ...]) -> None:
     from idlm.cli.evaluate_reference import reference_sets
     from idlm.metrics.report import summarize, write_json
 

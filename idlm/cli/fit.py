@@ -9,19 +9,24 @@ import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from idlm import paths
 from idlm.cli.config_file import check_file
 from idlm.cli.early import config_files
 from idlm.cli.near import hint
-from idlm.errors import UserError
+from idlm.errors import Stopped, UserError
+from idlm.locks import alone_in
+from idlm.training.checkpoint_io import CheckedCheckpointIO, previous_of, remove_leftovers
 from idlm.training.loop import UpdateModule
+from idlm.training.stopping import SaveOnSignal
 
 # Warnings of Lightning that are wrong about this program, and why.
 _UNFOUNDED = (
@@ -78,6 +83,12 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # the loaders never end and share themselves out over the processes
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.use_distributed_sampler": False})
+        parser.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="the same numbers, bit by bit, from every run on the same machine with as many "
+            "threads: --trainer.deterministic true",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Leave the settings alone: a checkpoint brings weights, counters and positions only.
@@ -91,10 +102,42 @@ class CLI(LightningCLI):
         Raises:
             UserError: with Lightning's words, if they do not fit each other or this machine.
         """
+        if self._get(self.config, "deterministic"):
+            kwargs["deterministic"] = True
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be built: {_one_line(error)}") from error
+        fitting = self.subcommand == "fit"
+        # a configuration may name another way to write checkpoints
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            # a number that is asked of one checkpoint must not come from another
+            trainer.strategy.checkpoint_io = CheckedCheckpointIO(fallback=fitting)
+        if fitting:
+            cast(Any, trainer).callbacks.append(SaveOnSignal())
+        return trainer
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """``Trainer.fit`` by the only run in its folders.
+
+        Raises:
+            UserError: if another run is there.
+        """
+        if not self.trainer.is_global_zero:
+            self.trainer.fit(model, **kwargs)
+            return
+        callbacks = [getattr(c, "dirpath", None) for c in self.trainer.checkpoint_callbacks]
+        kept = [str(folder) for folder in callbacks if folder and "://" not in str(folder)]
+        root = str(self.trainer.default_root_dir)
+        folders = [*kept, *([] if "://" in root else [root])]
+        remedy = (
+            "wait for it to end, or give this run folders of its own: --trainer.default_root_dir "
+            "and the dirpath of each ModelCheckpoint"
+        )
+        with alone_in(folders, remedy=remedy):
+            for folder in kept:
+                remove_leftovers(folder)
+            self.trainer.fit(model, **kwargs)
 
     def before_fit(self) -> None:
         """Reach what the run needs before it starts processes: one sentence, at once."""
@@ -118,7 +161,11 @@ class CLI(LightningCLI):
                 "checkpoint of `idlm fit` loads without"
             )
         given = self._get(self.config, "ckpt_path")
-        if given and given not in _CKPT_WORDS and ":" not in given and not Path(given).exists():
+        if not given or given in _CKPT_WORDS or ":" in given:
+            return
+        # a missing file that replaced another is looked for when it is read, and said to be missing
+        kept = self.subcommand == "fit" and previous_of(given).exists()
+        if not Path(given).exists() and not kept:
             raise UserError(
                 f"ckpt_path is {given!r}, where there is no file; give the .ckpt that a run wrote "
                 "(checkpoints/last.ckpt in its folder), or leave it out to start anew"
@@ -187,6 +234,7 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for arguments and settings that are wrong, for what cannot be reached or does
             not fit, for a training that diverged, and for a loader process that died.
+        Stopped: for a run that a signal ended, when it is saved.
     """
     for path in config_files(argv):
         check_file(path)
@@ -217,6 +265,11 @@ def run(argv: list[str]) -> None:
     except OmegaConfBaseException as error:
         where = f" in {error.full_key}" if error.full_key else ""
         raise UserError(f"{str(error).splitlines()[0]}{where}; correct the reference") from error
+    except Stopped as stopped:
+        if getattr(rank_zero_only, "rank", 0) == 0:  # one process tells it
+            raise
+        # Lightning kills the process that started this one if its end looks like a failure
+        raise SystemExit(0) from stopped
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except (RuntimeError, OSError, EOFError) as error:

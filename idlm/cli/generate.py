@@ -6,7 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from idlm.cli.generate_options import WATCH_DELAY, parse
 from idlm.cli.given import Given
 from idlm.cli.shared import launched_processes, main_process_speaks
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.cli.watch import Watch
@@ -37,11 +38,12 @@ def run(argv: list[str]) -> None:
 
         from idlm.sampling.sharded import join
 
-        with join(launched_processes(), args.device) as processes:
-            opened = processes.together(lambda: _open(args, given, processes))
-            out = _generate(args, given, opened, processes)
-        if processes.index == 0:
-            _deliver(args, given, opened, out)
+        with ExitStack() as output:
+            with join(launched_processes(), args.device) as processes:
+                opened = processes.together(lambda: _open(args, given, processes, output))
+                out = _generate(args, given, opened, processes)
+            if processes.index == 0:
+                _deliver(args, given, opened, out)
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,14 @@ class _Opened:
     revision: str | None
 
 
-def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Opened:
+def _open(
+    args: argparse.Namespace, given: Given, processes: Processes, output: ExitStack
+) -> _Opened:
     """Read the model and all else that can be wrong, before hours of work and not after."""
+    written = args.output is not None and processes.index == 0
+    if written:
+        remedy = "wait for it to end, or name another file with --output"
+        output.enter_context(alone_writing(args.output, remedy=remedy))
     import torch
 
     import idlm
@@ -92,7 +100,6 @@ def _open(args: argparse.Namespace, given: Given, processes: Processes) -> _Open
             stride=args.stride,
         )
         lengths = (~canvas.write).sum(1).tolist()
-    written = args.output is not None and processes.index == 0
     return _Opened(model, tokenizer, lengths, checkpoint_revision(args) if written else None)
 
 

@@ -1,7 +1,8 @@
 """Entry point of ``idlm`` and ``lightning``: find the command, run it, turn errors into exit codes.
 
 Exit codes: 0 done, 2 bad usage or bad input (one sentence on stderr), 1 a fault of this program
-(a traceback), 130 interrupted, 141 when the reader of stdout went away.
+(a traceback), 130 interrupted, 143 a training that SIGTERM stopped after it was saved, 141 when the
+reader of stdout went away.
 
 Nothing here imports torch: ``idlm --help`` and a mistyped command answer at once, and each command
 module is imported only when its command runs.
@@ -19,8 +20,8 @@ import sys
 import traceback
 from typing import NoReturn
 
-from idlm.cli import early
-from idlm.errors import UserError
+from idlm.cli import early, faults
+from idlm.errors import Stopped, UserError
 
 # name: (module with ``run(argv)``, help line). The first three share LightningCLI, which wants
 # the subcommand as its first argument.
@@ -96,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
         if os.environ.get("IDLM_DEBUG") == "1":
             traceback.print_exc()
         _fail(f"idlm: error: {printable(str(error))}", EXIT_USAGE)
+    except Stopped as stopped:
+        _fail(f"idlm: {stopped}", stopped.exit_code)
     except KeyboardInterrupt:
         _fail("idlm: interrupted", EXIT_INTERRUPTED)
     except SystemExit as stop:
@@ -147,8 +150,9 @@ def _dispatch(arguments: list[str]) -> None:
     if name in LIGHTNING_SUBCOMMANDS:
         early.check(name, rest)
     module, _ = COMMANDS[name]
-    run = importlib.import_module(module).run
-    run([name, *rest] if name in LIGHTNING_SUBCOMMANDS else rest)
+    with faults.explained(name):
+        run = importlib.import_module(module).run
+        run([name, *rest] if name in LIGHTNING_SUBCOMMANDS else rest)
 
 
 def _unknown(name: str) -> str:

@@ -7,15 +7,21 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from idlm.training.checkpoint_io import damage
 
 
 def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
     """The best checkpoint written before the student collapsed, or None if none was kept.
 
     Monitored checkpoints come first, the best of them first; then the newest of each callback.
-    Files are read as tensors and plain containers only.
+    Files are read as tensors and plain containers only; a damaged one is passed over, aloud.
     """
     for path in dict.fromkeys(_candidates(trainer)):
+        if (wrong := damage(path)) is not None:
+            rank_zero_warn(f"{path} {wrong}, so the next best checkpoint is looked for")
+            continue
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if not checkpoint.get("collapsed", False):
             return checkpoint

@@ -150,6 +150,13 @@ class EvaluatorModule(L.LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.hparams["clip"] or math.inf
         )
+        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
+            samples = batch["index"].tolist() if "index" in batch else "unknown"
+            raise FloatingPointError(
+                f"evaluator update {self.global_step}: loss {float(loss)}, gradient norm "
+                f"{float(norm)}, samples {samples}; no weight was changed; lower lr or look at "
+                "these samples"
+            )
         optimizer.step()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/grad_norm", norm)

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.models.config import FIELDS
 from idlm.objectives.base import Draw, LossSum
+from idlm.training.finite import Part, describe
 from idlm.training.sharding import check_strategy, full_norm, reshard, shard
 from idlm.training.utilisation import Utilisation
 
@@ -60,6 +61,10 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
 def clean(batch: Batch) -> Tensor:
     """What a batch trains on: tokens ``[B, L]``, or continuous data ``[B, ...]``."""
     return batch["input_ids"] if "input_ids" in batch else batch["data"]
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def lr_factor(step: int, *, warmup: int, decay: Decay, total: int) -> float:
@@ -268,14 +273,13 @@ class UpdateModule(L.LightningModule, ABC):
         started = time.perf_counter()
         counted = self._counts_flops()
         with self.utilisation.counting(which) if counted else nullcontext():
-            logs, norm = self._accumulate(batch, loss, step, chosen)
+            logs, raw, parts = self._accumulate(batch, loss, step, chosen)
         if self.device_mesh is not None:  # optimiser and average work on the parts
             reshard(self)
+        norm = full_norm(raw)
         if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(logs["loss"])):
-            raise FloatingPointError(
-                f"{name} update {step}: loss {float(logs['loss'])}, gradient norm {float(norm)}; "
-                "no weight was changed; lower the learning rate or look at this batch"
-            )
+            self._refuse(batch, parts, logs["loss"], norm, chosen, f"{name} update {step}")
+        nn.utils.clip_grads_with_norm_(_parameters(chosen), self.clip or math.inf, raw)
         chosen.step()
         schedulers = cast(Any, self.lr_schedulers())
         (schedulers[which] if isinstance(schedulers, list) else schedulers).step()
@@ -307,27 +311,49 @@ class UpdateModule(L.LightningModule, ABC):
 
     def _accumulate(
         self, batch: Batch, loss: Callable[[Tensor, Draw], LossSum], step: int, chosen: Any
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of one update, clipped; the logs over all processes, and the norm before."""
+    ) -> tuple[dict[str, Tensor], Tensor, list[Part]]:
+        """Gradients of one update; the logs over all processes, the norm, and what went in."""
         size = clean(batch).numel()
-        parts = list(self._micro_batches(batch, step))
+        micro_batches = list(self._micro_batches(batch, step))
         sums: dict[str, Tensor] = {}
-        for number, (tokens, draw) in enumerate(parts, start=1):
+        parts: list[Part] = []
+        for number, (tokens, draw) in enumerate(micro_batches, start=1):
             # processes exchange their gradients once, with the last micro batch
-            with nullcontext() if number == len(parts) else self._unsynchronised():
+            with nullcontext() if number == len(micro_batches) else self._unsynchronised():
                 result = loss(tokens, draw)
                 self.manual_backward(result.total / size)
             share = tokens.numel() / size
-            for key, value in {"loss": result.mean.detach(), **result.logs}.items():
+            parts.append(Part(draw.sample, {"loss": result.mean.detach(), **result.logs}))
+            for key, value in parts[-1].terms.items():
                 # a mean over no position is NaN and does not count; a loss that is NaN does
                 counts = (key == "loss") | ~value.isnan()
                 term = torch.stack([torch.where(counts, share * value, 0.0), share * counts])
                 sums[key] = sums.get(key, torch.zeros_like(term)) + term
         table = self.trainer.strategy.reduce(torch.stack(list(sums.values())), reduce_op="mean")
         logs = dict(zip(sums, table[:, 0] / table[:, 1], strict=True))
-        parameters = [p for group in chosen.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
-        return logs, full_norm(norm.detach())
+        gradients = [p.grad for p in _parameters(chosen) if p.grad is not None]
+        return logs, nn.utils.get_total_norm(gradients).detach(), parts
+
+    def _refuse(
+        self,
+        batch: Batch,
+        parts: list[Part],
+        loss: Tensor,
+        norm: Tensor,
+        chosen: Any,
+        update: str,
+    ) -> NoReturn:
+        """Say what of an update is not finite; nothing of it has been applied."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        gradients = [
+            (names.get(p, "a parameter"), p.grad) for p in _parameters(chosen) if p.grad is not None
+        ]
+        gather = self.all_gather if self.trainer.world_size > 1 else torch.Tensor.clone
+        raise FloatingPointError(
+            f"{update}: loss {float(loss)}, gradient norm {float(norm)}; "
+            f"{describe(batch, parts, gradients, cast(Any, gather))}; no weight was changed, no "
+            "average and no optimiser's state; lower the learning rate or look at these samples"
+        )
 
     def _unsynchronised(self) -> Any:
         strategy = self.trainer.strategy

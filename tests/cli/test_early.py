@@ -54,7 +54,9 @@ def test_the_options_are_those_of_the_parser(command: str) -> None:
         text=True,
         check=True,
     )
-    words = run.stdout.replace(",", " ").replace("[", " ").replace("=", " ").split()
+    words = (
+        run.stdout.replace(",", " ").replace("[", " ").replace("]", " ").replace("=", " ").split()
+    )
     options = {word[2:].split(".")[0].rstrip("+") for word in words if word.startswith("--")}
     assert options - {""} <= set(ROOTS)
     assert {"trainer", "model", "data", "config", "ckpt_path"} <= options

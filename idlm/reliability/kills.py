@@ -1,0 +1,292 @@
+"""Kill a training again and again, and compare it with one that nobody disturbed.
+
+``python -m idlm.reliability.kills --moments 20 --output eval/results/reliability.json`` starts a
+real ``idlm fit``, sends it SIGKILL at a random moment, continues it from its last checkpoint, kills
+it again, and so on. At the end an undisturbed run of the same length is made, and every loss and
+gradient norm that any of the lives logged must be that run's, to the last digit.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from idlm.errors import UserError
+from idlm.reliability.record import record, told
+from idlm.reliability.tiny import Tiny, make_tiny
+
+PER_STUDENT = 2  # updates of the fake model before each of the student, as the tiny run has it
+_ENDLESS = 100_000
+_END = "end"  # the life that ends by itself, and its log
+_PATIENCE = 120.0  # seconds without the moment coming: the run itself has failed
+
+Losses = dict[tuple[int, int], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a life ended.
+
+    Attributes:
+        aim: ``update``, after so many updates, ``writing``, when a checkpoint is being written, or
+            ``end`` for the life that nobody killed.
+        after: updates, or checkpoints, of this life before the moment that was aimed at.
+        delay: seconds to wait beyond it.
+        left_half: whether a half-written checkpoint was left: the kill fell into the writing.
+        first, last: update numbers (of either network) that this life logged, None if none.
+        equal: losses of it that equal the undisturbed run's.
+        different: losses of it that do not.
+    """
+
+    aim: str
+    after: int
+    delay: float
+    left_half: bool
+    first: int | None = None
+    last: int | None = None
+    equal: int = 0
+    different: int = 0
+
+
+def disturb(folder: Path, *, moments: int, seed: int = 0, hidden: int = 32) -> dict[str, Any]:
+    """Kill a run at random moments, let it end, and compare.
+
+    Args:
+        folder: an empty one, for both runs.
+        moments: how many times to kill it.
+        seed: of the moments.
+        hidden: width of the networks.
+
+    Returns:
+        Figures, with every moment under ``lives``; ``equal`` says whether the killed run is the
+        undisturbed one.
+    """
+    started = time.monotonic()
+    tiny = make_tiny(folder / "tiny", hidden=hidden)
+    killed, straight = folder / "killed", folder / "straight"
+    rng = random.Random(seed)
+    lives = [_kill_once(tiny, killed, rng, number) for number in range(moments)]
+    until = _student_updates(killed) + 2
+    for place in (killed, straight):
+        process = _start(tiny, place, until, _END)
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"exit code {process.exitcode}: see {place / 'output'}")
+    expected = losses(straight / "logs" / _END)
+    compared = [
+        _compared(life, killed / "logs" / f"life{n}", expected) for n, life in enumerate(lives)
+    ]
+    last = _compared(Moment(_END, until, 0.0, False), killed / "logs" / _END, expected)
+    every = [*compared, last]
+    different = sum(life.different for life in every)
+    same_end = _same_end(killed, straight)
+    return {
+        "moments": moments,
+        "seed": seed,
+        "inside_checkpoint_writing": sum(life.left_half for life in compared),
+        "before_the_first_update_of_a_life": sum(life.first is None for life in compared),
+        "updates_of_the_undisturbed_run": max(sum(key) for key in expected),
+        "resumes_compared": sum(life.first is not None for life in every),
+        "resumes_equal": sum(life.equal > 0 and life.different == 0 for life in every),
+        "losses_compared": sum(life.equal + life.different for life in every),
+        "losses_different": different,
+        "most_updates_made_again": _made_again(every),
+        "final_state_and_export_equal": same_end,
+        "equal": different == 0 and same_end and last.equal > 0,
+        "seconds": round(time.monotonic() - started, 1),
+        "lives": [asdict(life) for life in every],
+    }
+
+
+def losses(log: Path) -> Losses:
+    """What each update logged about itself: (fake updates, student updates) to names and digits.
+
+    Args:
+        log: folder of one life's log; without one nothing was logged.
+    """
+    found: Losses = {}
+    path = log / "metrics.csv"
+    whole, newline, _ = (path.read_text() if path.exists() else "").rpartition("\n")
+    # what stands behind the last newline was being written when the process was killed
+    for row in csv.DictReader((whole + newline).splitlines()):
+        if row.get("student_updates") and None not in row.values():
+            fake, student = int(float(row["fake_updates"])), int(float(row["student_updates"]))
+            # the last value of the other network stands beside it
+            own = "student" if fake == PER_STUDENT * student else "fake"
+            found[fake, student] = {k: v for k, v in row.items() if k.startswith(f"train/{own}_")}
+    return found
+
+
+def _kill_once(tiny: Tiny, folder: Path, rng: random.Random, number: int) -> Moment:
+    """One life: start or continue the run, wait for the moment, kill it."""
+    # every third is aimed at the writing of a checkpoint; the first one lives until there is one
+    aim = "writing" if number % 3 == 2 else "update"
+    after = rng.randrange(3 if aim == "writing" else 7) + (4 if number == 0 else 0)
+    delay = rng.uniform(0.0, 0.002 if aim == "writing" else 0.06)
+    half = folder / "checkpoints" / ".last.ckpt.tmp"
+    half.unlink(missing_ok=True)
+    end = time.monotonic() + _PATIENCE
+    process = _start(tiny, folder, _ENDLESS, f"life{number}")
+    try:
+        if aim == "writing":
+            _await_writing(process, half, after, end)
+        else:
+            log = folder / "logs" / f"life{number}"
+            while process.is_alive() and len(losses(log)) < after:
+                _check_patience(end, folder)
+                time.sleep(0.005)
+        time.sleep(delay)
+    finally:
+        process.kill()
+        process.join()
+    if process.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"life {number} ended by itself: see {folder / 'output'}")
+    return Moment(aim, after, round(delay, 4), half.exists())
+
+
+def _await_writing(process: Any, half: Path, skip: int, end: float) -> None:
+    """Return while the checkpoint after ``skip`` others is being written."""
+    seen = -1
+    there = False
+    while process.is_alive():
+        now = half.exists()  # no pause: writing takes a few milliseconds
+        if now and not there:
+            seen += 1
+            if seen >= skip:
+                return
+        there = now
+        _check_patience(end, half.parent.parent)
+
+
+def _check_patience(end: float, folder: Path) -> None:
+    if time.monotonic() > end:
+        raise RuntimeError(f"nothing happened for {_PATIENCE:g} seconds: see {folder / 'output'}")
+
+
+def _start(tiny: Tiny, folder: Path, updates: int, life: str) -> Any:
+    """``idlm fit`` in a process of its own, from the last checkpoint if there is one."""
+    command = tiny.command(folder, updates=updates)
+    command.append(f"--trainer.logger.init_args.version={life}")
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        command.append(f"--ckpt_path={last}")
+    # a server that has imported everything once: a start takes a second instead of ten
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["idlm.cli.fit", "idlm.training.distil", "idlm.data"])
+    process = context.Process(target=_fit, args=(command, str(folder / "output")))
+    process.start()
+    return process
+
+
+def _fit(command: list[str], output: str) -> None:
+    """In the new process: what a shell would run, with its words in a file."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import torch
+
+    from idlm.cli.main import main
+
+    torch.set_num_threads(1)
+    main(command)
+
+
+def _student_updates(folder: Path) -> int:
+    from idlm.models.archive import Archive
+
+    with Archive(folder / "checkpoints" / "last.ckpt") as archive:
+        return int(archive.root["student_updates"])
+
+
+def _compared(life: Moment, log: Path, expected: Losses) -> Moment:
+    """A life with what its log says."""
+    logged = losses(log)
+    common = logged.keys() & expected.keys()
+    numbers = [sum(key) for key in logged]
+    equal = sum(logged[key] == expected[key] for key in common)
+    return replace(
+        life,
+        first=min(numbers, default=None),
+        last=max(numbers, default=None),
+        equal=equal,
+        different=len(common) - equal,
+    )
+
+
+def _made_again(lives: list[Moment]) -> int:
+    """The most updates that a life had made and the next one made again."""
+    spans = [(life.first, life.last) for life in lives if life.first and life.last]
+    return max((a[1] - b[0] + 1 for a, b in itertools.pairwise(spans)), default=0)
+
+
+def _same_end(killed: Path, straight: Path) -> bool:
+    import torch
+
+    a, b = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (killed, straight)
+    )
+    keys = ["state_dict", "optimizer_states", "lr_schedulers", "global_step", "PackedDataModule"]
+    keys += ["student_updates", "fake_updates"]
+    exported = [
+        (folder / "export" / "model.safetensors").read_bytes() for folder in (killed, straight)
+    ]
+    return all(same(a[key], b[key]) for key in keys) and exported[0] == exported[1]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of nested containers of tensors, bit by bit."""
+    import torch
+
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: exit code 0 if the killed run is the undisturbed one, 1 if not."""
+    parser = ArgumentParser(prog="python -m idlm.reliability.kills", description=__doc__)
+    parser.add_argument("--moments", type=int, default=20, help="how often to kill it (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the networks (128)")
+    parser.add_argument("--folder", help="keep both runs here, an empty folder")
+    parser.add_argument("--output", metavar="JSON", help="put the figures under `kills` here")
+    args = parser.parse_args(argv)
+    if args.moments < 1:
+        raise UserError(f"--moments is {args.moments}; it must be at least 1")
+    with tempfile.TemporaryDirectory(prefix="idlm-kills-") as temporary:
+        folder = Path(args.folder or temporary)
+        if any(folder.glob("*")):
+            raise UserError(f"--folder {folder} is not empty; name a new one")
+        options = {"moments": args.moments, "seed": args.seed, "hidden": args.hidden}
+        figures = disturb(folder, **options)
+    said = " ".join(f"--{name} {value}" for name, value in options.items())
+    figures = {"command": f"python -m idlm.reliability.kills {said}", **figures}
+    print(
+        f"killed at {args.moments} moments ({figures['inside_checkpoint_writing']} inside the "
+        f"writing of a checkpoint): {figures['losses_compared']} losses compared, "
+        f"{figures['losses_different']} different; final state equal: "
+        f"{figures['final_state_and_export_equal']}"
+    )
+    if args.output:
+        print(f"written: {record(args.output, 'kills', figures)}")
+    if not figures["equal"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    told(main)

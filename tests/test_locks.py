@@ -1,0 +1,117 @@
+"""One run per output, and a lock that outlives nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from idlm.errors import UserError
+from idlm.locks import RUN_LOCK, alone_in, alone_writing, held
+from idlm.paths import repo_dir
+
+REMEDY = "wait for it"
+HOLD = (
+    "import sys, time; from idlm.locks import alone_in\n"
+    "with alone_in([sys.argv[1]], remedy=''): print('held', flush=True); time.sleep(60)"
+)
+
+
+def test_a_second_run_in_a_folder_is_refused_with_the_process_that_has_it(tmp_path: Path) -> None:
+    with alone_in([tmp_path / "run"], remedy=REMEDY):
+        said = rf"run is in use by process {os.getpid()} on .*, since .*; wait for it"
+        with pytest.raises(UserError, match=said), alone_in([tmp_path / "run"], remedy=REMEDY):
+            pass
+    with alone_in([tmp_path / "run"], remedy=REMEDY):
+        pass
+
+
+def test_runs_that_share_one_of_their_folders_refuse_each_other(tmp_path: Path) -> None:
+    shared = tmp_path / "checkpoints"
+    with (
+        alone_in([tmp_path / "a", shared], remedy=REMEDY),
+        pytest.raises(UserError, match="checkpoints is in use"),
+        alone_in([shared, tmp_path / "b"], remedy=REMEDY),
+    ):
+        pass
+    # what the refused one had taken by then is free again
+    with alone_in([tmp_path / "a", tmp_path / "b", shared], remedy=REMEDY):
+        pass
+
+
+def test_one_folder_under_two_names_is_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with alone_in([tmp_path, tmp_path / "link", tmp_path / "link" / "."], remedy=REMEDY):
+        assert (tmp_path / RUN_LOCK).exists()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(repo_dir())},
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"process {holder.pid} on"):
+            alone_in([tmp_path], remedy=REMEDY).__enter__()
+        holder.kill()
+    assert (tmp_path / RUN_LOCK).exists()
+    with alone_in([tmp_path], remedy=REMEDY):
+        pass
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with alone_writing(tmp_path / "samples.jsonl", remedy=REMEDY):
+        assert [p.name for p in tmp_path.iterdir()] == [".samples.jsonl.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_made_by_one_process_and_a_device_by_any(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with (
+        alone_writing(path, remedy=REMEDY),
+        pytest.raises(UserError, match=r"samples\.jsonl is in use"),
+        alone_writing(path, remedy=REMEDY),
+    ):
+        pass
+    with alone_writing("/dev/null", remedy=REMEDY), alone_writing("/dev/null", remedy=REMEDY):
+        pass
+
+
+def test_a_lock_whose_file_was_removed_in_between_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    lock, calls = tmp_path / "lock", []
+    real = fcntl.flock
+
+    def slow(file: object, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            lock.unlink()  # its last holder, between our opening and our locking
+        real(file, how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with held(lock, subject="it", remedy=REMEDY):
+        assert len(calls) == 2
+        with pytest.raises(UserError, match="it is in use"):
+            held(lock, subject="it", remedy=REMEDY).__enter__()
+
+
+def test_a_file_system_without_locks_is_said_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+    import fcntl
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with alone_in([tmp_path], remedy=REMEDY):
+        assert "file system without locks" in capsys.readouterr().err
