@@ -203,8 +203,8 @@ class MaskedHarness:
         )
         if not (temperature > 0 and 0 < top_p <= 1):
             raise UserError(
-                f"the generation is to sample at temperature {temperature:g} and top_p {top_p:g}; a "
-                "diffusion sampler needs a temperature above 0 and a top_p in (0, 1] and has no "
+                f"the task samples at temperature {temperature:g} and top_p {top_p:g}; a diffusion "
+                "sampler needs a temperature above 0 and a top_p in (0, 1] and has no "
                 "greedy decoding: change them, or set do_sample: false in the task for the model's "
                 "own temperature"
             )
