@@ -177,9 +177,15 @@ def _results(
                     protocol,
                     metric,
                     advance=functools.partial(bar.advance, task),
-                    keep=lambda answers, run_of=run_of: keep({**run_of, "answers": answers}),
+                    keep=functools.partial(_unfinished, keep, run_of),
                 )
             yield {**source, **_finite(found)}
+
+
+def _unfinished(
+    keep: Callable[[dict[str, Any]], None], run_of: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    keep({**run_of, "answers": answers})
 
 
 def _warn(problems: Sequence[Problem]) -> None:

@@ -97,7 +97,7 @@ def _together(source: str, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         found[name] = sum(one.get(name, 0) for one in said)
     for name in ("gen_ppl", "entropy"):
         values = [cell[name] for cell in group]
-        errors = [cell.get(f"{name}_stderr") for cell in group]
+        errors: list[Any] = [cell.get(f"{name}_stderr") for cell in group]
         found[name] = None if None in values else math.fsum(values) / len(group)
         found[f"{name}_stderr"] = None if None in errors else math.hypot(*errors) / len(group)
     return found
