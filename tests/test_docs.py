@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from idlm.paths import repo_dir
 
 DOCS = repo_dir() / "docs"
@@ -78,3 +80,13 @@ def test_every_link_of_the_methods_page_leads_to_a_heading_or_a_page() -> None:
         page, _, part = target.partition("#")
         assert (DOCS / page).exists(), target
         assert page or part in headings, target
+
+
+def test_the_python_of_the_likelihood_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = re.findall(
+        r"^```python\n(.*?)^```", (DOCS / "likelihood.md").read_text(), re.M | re.S
+    )
+    assert len(snippets) == 1
+    for snippet in snippets:
+        exec(compile(snippet, "docs/likelihood.md", "exec"), {})
+    assert "'perplexity':" in capsys.readouterr().out

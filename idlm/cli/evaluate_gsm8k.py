@@ -7,7 +7,8 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.shared import Parser, check_writable, require_bundled
@@ -81,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> None:
     """Answer, judge, print a table, and write JSON when asked.
 
+    The file is written as answers come; those of a run that is not over stand in ``unfinished``.
+
     Args:
         argv: the arguments after ``evaluate``.
 
@@ -92,10 +95,18 @@ def run(argv: list[str]) -> None:
     from idlm.evaluation.conditions import document
     from idlm.metrics.report import write_json
 
-    results = list(_results(args))
+    results: list[dict[str, Any]] = []
+
+    def write(**unfinished: Any) -> None:
+        if args.output:
+            write_json(args.output, document(argv, results=results, **unfinished))
+
+    for result in _results(args, lambda so_far: write(unfinished=so_far)):
+        results.append(result)
+        write()
     _print(results)
     if args.output:
-        print(f"written: {write_json(args.output, document(argv, results=results))}")
+        print(f"written: {args.output}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -109,8 +120,10 @@ def _check(args: argparse.Namespace) -> None:
         require_bundled(checkpoint)
 
 
-def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One result for every checkpoint, number of steps and seed."""
+def _results(
+    args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> Iterator[dict[str, Any]]:
+    """One result for every checkpoint, number of steps and seed; ``keep`` gets what one has yet."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -154,6 +167,7 @@ def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "split": args.split,
         }
         for protocol in protocols:
+            run_of = {**source, **asdict(protocol)}
             with Progress(console=Console(stderr=True), transient=True) as bar:
                 task = bar.add_task("answering and judging", total=len(problems))
                 found = answer_problems(
@@ -163,8 +177,15 @@ def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     protocol,
                     metric,
                     advance=functools.partial(bar.advance, task),
+                    keep=functools.partial(_unfinished, keep, run_of),
                 )
             yield {**source, **_finite(found)}
+
+
+def _unfinished(
+    keep: Callable[[dict[str, Any]], None], run_of: dict[str, Any], answers: list[dict[str, Any]]
+) -> None:
+    keep({**run_of, "answers": answers})
 
 
 def _warn(problems: Sequence[Problem]) -> None:

@@ -212,7 +212,10 @@ def _caption(results: Sequence[dict[str, Any]]) -> str:
     what = f"exp of nats per token, over all tokens of all rows. {first['statement']}."
     lines = [what, noise, rows]
     if failed := sum(row["failed_rows"] for row in results):
-        lines.append(f"{failed} rows had a value that is not finite and are left out.")
+        lines.append(
+            f"{failed} rows have a value that is not finite (a real token of probability 0, or "
+            "overflow), and so has the perplexity they are part of."
+        )
     if any(row["generator"] for row in results):
         lines.append(
             "A generator with noise input is trained for few steps, not for this bound: its value "

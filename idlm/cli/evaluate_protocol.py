@@ -89,8 +89,10 @@ def run(argv: list[str], *, prog: str = "idlm evaluate --protocol FILE") -> dict
             if processes.count > 1:
                 content = work()  # nothing is left to measure: the others' cells come in
     from idlm.cli.gain_table import print_gains
+    from idlm.evaluation.guards import say
 
     print_gains(content["gains"], protocol.teacher)
+    say(content["warnings"])
     print(f"written: {output}")
     return content
 

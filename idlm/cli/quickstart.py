@@ -161,6 +161,7 @@ def _distil(plan: Plan, folder: Path, console: Console) -> Path | None:
 def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> dict[str, Any]:
     from idlm.evaluation.cells import measure, measure_reference, open_evaluator
     from idlm.evaluation.compare import matched_table, summarise
+    from idlm.evaluation.guards import cell_warnings, family_warnings
 
     judge = open_evaluator(plan.evaluator, device)
     count = cells[0].num_samples
@@ -193,18 +194,24 @@ def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> di
         "reference": reference,
         "summary": summary,
         "matched": matched_table(summary, "teacher"),
+        "warnings": [
+            *family_warnings(plan.teacher, judge, tokenizer=None, retokenized=True),
+            *cell_warnings(found, [reference]),
+        ],
         "cells": found,
     }
 
 
 def _write(plan: Plan, results: dict[str, Any], folder: Path, console: Console) -> None:
     from idlm.cli.quickstart_table import caption, comparison, table
+    from idlm.evaluation.guards import say
     from idlm.evaluation.plots import plot_frontier
     from idlm.metrics.report import write_json
 
     console.print(table(results))
     console.print(caption(results), style="dim", highlight=False, markup=False)
     console.print(comparison(results, plan.target), highlight=False, markup=False)
+    say(results["warnings"])
     note = (
         f"judged by {plan.evaluator}; {results['cells'][0]['num_samples']} samples of "
         f"{plan.length} tokens per point, one seed"

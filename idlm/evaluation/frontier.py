@@ -71,7 +71,7 @@ def run(
 
     Returns:
         What is in the file: ``protocol``, ``reference``, ``references``, ``cells``, ``summary``,
-        ``matched`` and ``gains``.
+        ``matched``, ``gains`` and ``warnings``.
 
     Raises:
         UserError: for an unknown label, or a model that cannot be loaded.

@@ -6,14 +6,14 @@ break, the program, eos and padding; the question is never noised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from idlm.data.problems import Problem
 from idlm.errors import UserError
 from idlm.metrics.exact_match import ExactMatch
-from idlm.sampling.generate import SAMPLING_DTYPE, GenerationOutput, generate
+from idlm.sampling.generate import SAMPLING_DTYPE, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 QUESTION = "{question}"
 TEMPLATE = QUESTION + "\n"
+# Problems that are generated, judged and handed on together: what an interruption may cost.
+PART = 128
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def answer_problems(
     metric: ExactMatch,
     *,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Generate one completion for each problem and judge it.
@@ -100,6 +103,7 @@ def answer_problems(
         protocol: how they are put.
         metric: reset here and used.
         advance: told how many completions were just judged.
+        keep: given all answers so far after every :data:`PART` problems.
         progress: show a bar of the sampler on stderr.
 
     Returns:
@@ -111,49 +115,74 @@ def answer_problems(
     """
     length = protocol.length or model.config.model_length
     prompts = encode_prompts(problems, tokenizer, protocol, length)
-    fitting = [prompt for prompt in prompts if prompt is not None]
-    if not fitting:
+    if all(prompt is None for prompt in prompts):
         raise UserError(
             f"no question fits into length {length} with room for an answer; give more length"
         )
-    made = generate(
-        model,
-        length=length,
-        steps=protocol.steps,
-        prompt=fitting,
-        temperature=protocol.temperature,
-        top_p=protocol.top_p,
-        seed=protocol.seed,
-        batch_size=protocol.batch_size,
-        progress=progress,
-    )
-    rows = iter(made.tokens.tolist())
     metric.reset()
-    answers = []
-    for problem, prompt in zip(problems, prompts, strict=True):
-        text = "" if prompt is None else completion_text(next(rows)[len(prompt) :], tokenizer)
-        metric.update([text], [problem.answer])
-        (verdict,) = metric.verdicts
-        answers.append(
-            {
-                "index": problem.index,
-                "completion": None if prompt is None else text,
-                "wanted": str(problem.answer),
-                "answered": None if verdict.number is None else str(verdict.number),
-                "verdict": verdict.verdict,
-                "how": verdict.how,
-                "detail": "the prompt fills the row" if prompt is None else verdict.detail,
-            }
-        )
-        if advance is not None:
-            advance(1)
+    answers: list[dict[str, Any]] = []
+    nfe, seconds, answered = 0, 0.0, 0
+    for start in range(0, len(problems), PART):
+        asked = prompts[start : start + PART]
+        rows: Iterator[list[int]] = iter(())
+        if fitting := [prompt for prompt in asked if prompt is not None]:
+            made = generate(
+                model,
+                length=length,
+                steps=protocol.steps,
+                prompt=fitting,
+                temperature=protocol.temperature,
+                top_p=protocol.top_p,
+                seed=protocol.seed,
+                first_index=answered,
+                batch_size=protocol.batch_size,
+                progress=progress,
+            )
+            rows = iter(made.tokens.tolist())
+            nfe, seconds = max(nfe, made.nfe), seconds + made.seconds
+            answered += len(fitting)
+        for problem, prompt in zip(problems[start : start + PART], asked, strict=True):
+            tokens = None if prompt is None else next(rows)[len(prompt) :]
+            answers.append(_judged(problem, tokens, tokenizer, metric))
+            if advance is not None:
+                advance(1)
+        if keep is not None:
+            keep(answers)
     return {
         **metric.details(),
-        "too_long": len(prompts) - len(fitting),
-        **_conditions(model, protocol, length, made),
+        "too_long": prompts.count(None),
+        **_conditions(model, protocol, length),
+        "nfe": nfe,
+        "seconds": seconds,
         **metric.conditions(),
         "answers": answers,
     }
+
+
+def _judged(
+    problem: Problem,
+    tokens: Sequence[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    metric: ExactMatch,
+) -> dict[str, Any]:
+    """The entry of one problem; ``tokens`` are None where there was no room for a completion."""
+    text = "" if tokens is None else encodable(completion_text(tokens, tokenizer))
+    metric.update([text], [problem.answer])
+    (verdict,) = metric.verdicts
+    return {
+        "index": problem.index,
+        "completion": None if tokens is None else text,
+        "wanted": str(problem.answer),
+        "answered": None if verdict.number is None else str(verdict.number),
+        "verdict": verdict.verdict,
+        "how": verdict.how,
+        "detail": "the prompt fills the row" if tokens is None else encodable(verdict.detail),
+    }
+
+
+def encodable(text: str) -> str:
+    r"""The text with lone surrogates, which UTF-8 has no bytes for, as ``\udc80``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def completion_text(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -169,13 +198,10 @@ def completion_text(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
     return decode_row(tokenizer, list(tokens[:until]))
 
 
-def _conditions(
-    model: DiffusionLM, protocol: Protocol, length: int, made: GenerationOutput
-) -> dict[str, Any]:
+def _conditions(model: DiffusionLM, protocol: Protocol, length: int) -> dict[str, Any]:
     return {
         "process": model.process.name,
         "steps": protocol.steps,
-        "nfe": made.nfe,
         "length": length,
         "template": protocol.template,
         "bos": protocol.bos,
@@ -185,5 +211,4 @@ def _conditions(
         "sampling_dtype": SAMPLING_DTYPE,
         "network_dtype": str(model.dtype).removeprefix("torch."),
         "completions_per_problem": 1,
-        "seconds": made.seconds,
     }

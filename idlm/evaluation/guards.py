@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from idlm.errors import UserError
+from idlm.evaluation.compare import CONDITIONS, by_setting, setting
 from idlm.metrics.evaluators import Evaluator, need_tokenizer
 from idlm.metrics.mauve import MIN_SAMPLES
 from idlm.metrics.registry import AGAINST_REFERENCE
@@ -46,9 +49,58 @@ def result_warnings(result: Mapping[str, Any]) -> list[str]:
         said.append(
             f"{where}: {result['nonfinite_samples']} of {n} samples have a log-probability that is "
             f"not finite under the evaluator in {result['evaluator_dtype']}, so GenPPL is nan; "
-            "float32 may help (--evaluator-dtype)"
+            "float32 may help (--evaluator-dtype, evaluator_dtype of a protocol)"
         )
     return said + _comparison_warnings(result)
+
+
+def cell_warnings(
+    cells: Iterable[Mapping[str, Any]], references: Iterable[Mapping[str, Any]] = ()
+) -> list[str]:
+    """:func:`result_warnings` of measured cells, the seeds of a setting together, each once.
+
+    Args:
+        cells: of :mod:`idlm.evaluation.cells`.
+        references: held-out text, of the same module.
+    """
+    said: list[str] = []
+    for group in by_setting(cells):
+        row = setting(group[0])
+        nucleus = f", top-p {row['top_p']:g}" * (row["top_p"] < 1.0)
+        others = [str(row[name]) for name, usual in _USUAL.items() if row[name] != usual]
+        how = "".join(f", {word}" for word in others)
+        where = f"{row['label']}, {row['steps']} steps, T={row['temperature']:g}{nucleus}{how}"
+        said += result_warnings(_together(f"{where} under {row['evaluator']}", group))
+    for found in references:
+        said += result_warnings(_together(f"held-out text of {found['corpus']}", [found]))
+    return list(dict.fromkeys(said))
+
+
+def say(sentences: Iterable[str]) -> None:
+    """Print warnings on stderr."""
+    for sentence in sentences:
+        print(f"idlm: warning: {sentence}", file=sys.stderr)
+
+
+_USUAL = {name: CONDITIONS[name] for name in ("sampler", "sampling_dtype", "network_dtype")}
+
+
+def _together(source: str, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sets that differ in the seed alone as one result: means, their errors, sums of counts."""
+    said = [cell["evaluation"] for cell in group]
+    found: dict[str, Any] = {
+        "source": source,
+        "num_samples": sum(cell["num_samples"] for cell in group),
+        **{name: said[0][name] for name in ("eos", "evaluator_dtype")},
+    }
+    for name in ("unscored_samples", "nonfinite_samples"):
+        found[name] = sum(one.get(name, 0) for one in said)
+    for name in ("gen_ppl", "entropy"):
+        values = [cell[name] for cell in group]
+        errors: list[Any] = [cell.get(f"{name}_stderr") for cell in group]
+        found[name] = None if None in values else math.fsum(values) / len(group)
+        found[f"{name}_stderr"] = None if None in errors else math.hypot(*errors) / len(group)
+    return found
 
 
 def _comparison_warnings(result: Mapping[str, Any]) -> list[str]:

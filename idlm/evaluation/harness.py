@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from idlm.errors import UserError
@@ -155,7 +155,12 @@ class MaskedHarness:
             requests: with ``args`` (context, settings): ``until``, ``max_gen_toks``, and if
                 ``do_sample`` is set ``temperature`` and ``top_p``.
             disable_tqdm: show no bar.
+
+        Raises:
+            UserError: if a task samples at a temperature or nucleus that no sampler has, such as 0.
         """
+        for request in requests:  # before hours of generation
+            self._drawing(request.args[1])
         found = []
         for number, request in enumerate(self._bar(requests, "generations", disable_tqdm)):
             context, settings = request.args
@@ -171,14 +176,13 @@ class MaskedHarness:
             room = max(1, longest // 2)
             log.warning("at most %d tokens are generated: the context has %d", room, longest)
         prompt = (self._encode(context) or self._prefix())[-(longest - room) :]
-        sampled = bool(settings.get("do_sample"))
-        asked = settings if sampled else {}
+        temperature, top_p = self._drawing(settings)
         made = generate(
             self.model,
             steps=self.steps,
             infill=[[*prompt, *[None] * room]],
-            temperature=float(asked.get("temperature") or self.temperature),
-            top_p=float(asked.get("top_p") or self.top_p),
+            temperature=temperature,
+            top_p=top_p,
             seed=self.seed,
             first_index=number,
         )
@@ -189,6 +193,22 @@ class MaskedHarness:
         for stop in [until] if isinstance(until, str) else until:
             text = text.partition(stop)[0] if stop else text
         return text
+
+    def _drawing(self, settings: Mapping[str, Any]) -> tuple[float, float]:
+        """Temperature and nucleus of a request: the task's where it samples and names them."""
+        asked = settings if settings.get("do_sample") else {}
+        temperature, top_p = (
+            float(own if asked.get(name) is None else asked[name])
+            for name, own in (("temperature", self.temperature), ("top_p", self.top_p))
+        )
+        if not (temperature > 0 and 0 < top_p <= 1):
+            raise UserError(
+                f"the task samples at temperature {temperature:g} and top_p {top_p:g}; a diffusion "
+                "sampler needs a temperature above 0 and a top_p in (0, 1] and has no "
+                "greedy decoding: change them, or set do_sample: false in the task for the model's "
+                "own temperature"
+            )
+        return temperature, top_p
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -22,6 +22,7 @@ from idlm.errors import UserError
 from idlm.evaluation.compare import by_setting, setting
 from idlm.evaluation.frontier import Settings, run
 from idlm.evaluation.gain import LEVEL, REPETITIONS
+from idlm.evaluation.guards import say
 from idlm.evaluation.precision_report import markdown, plot_precision
 from idlm.evaluation.protocol import read_protocol
 from idlm.evaluation.resampling import NOTHING, Redrawn, redraw
@@ -140,7 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.races < 1:
             raise UserError(f"--races is {args.races}: it must be 1 or more")
         device = str(pick_device(args.device))
-        print(markdown(study(args.protocol, args.output, device=device, races=args.races)))
+        content = study(args.protocol, args.output, device=device, races=args.races)
+        print(markdown(content))
+        say(content["warnings"])
     except UserError as error:
         print(f"idlm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -74,10 +74,15 @@ def _per_sample(cell: Mapping[str, Any]) -> bool:
 def _samples(
     cells: Sequence[Mapping[str, Any]], repetitions: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Samples of each seed drawn anew with replacement, as many as there are."""
+    """Samples of each seed drawn anew with replacement, as many as there are.
+
+    A sample whose nats were not finite (null in the file) has an entropy and no part in GenPPL.
+    """
     entropies, ppls = np.zeros(repetitions), np.zeros(repetitions)
     for cell in cells:
         kept = {name: np.asarray(values, float) for name, values in cell["per_sample"].items()}
+        scored = np.isfinite(kept["nats"])
+        kept |= {name: np.where(scored, kept[name], 0.0) for name in ("nats", "tokens")}
         count = len(kept["entropy"])
         size = max(1, _AT_ONCE // count)
         for start in range(0, repetitions, size):

@@ -18,6 +18,7 @@ from idlm.errors import UserError
 from idlm.evaluation.cells import Cell, measure_reference, open_evaluator, weights_revision
 from idlm.evaluation.compare import matched_table, summarise
 from idlm.evaluation.gain import gains
+from idlm.evaluation.guards import cell_warnings, family_warnings
 from idlm.evaluation.locks import hold
 from idlm.evaluation.protocol import Protocol
 from idlm.metrics import Evaluator
@@ -47,7 +48,13 @@ class Results:
         self.cells: list[dict[str, Any]] = []
         self.references: list[dict[str, Any]] = []
         self.reload()
-        self._judges = {name: self.judge(name).identity() for name in protocol.evaluators}
+        self._judges: dict[str, dict[str, Any]] = {}
+        self._family: list[str] = []
+        for name in protocol.evaluators:
+            judge = self.judge(name)
+            self._judges[name] = judge.identity()
+            for checkpoint in dict.fromkeys(plan.checkpoint for plan in protocol.models):
+                self._family += family_warnings(checkpoint, judge, tokenizer=None, retokenized=True)
         self._revisions: dict[tuple[str, str | None], str | None] = {}
 
     def judge(self, name: str) -> Evaluator:
@@ -202,6 +209,7 @@ class Results:
             "summary": summary,
             "matched": matched_table(summary, self.protocol.teacher),
             "gains": gains(current, self.protocol.teacher),
+            "warnings": [*self._family, *cell_warnings(current, references)],
             "references": self.references,
             "cells": self.cells,
         }

@@ -32,18 +32,24 @@ def score(
 
     Returns:
         The numbers, the conditions of the perplexity, and under ``per_sample`` what they are made
-        of, one entry for each sample: ``nats`` and scored ``tokens``, ``entropy`` in nats.
-        Intervals are made by resampling them.
+        of, one entry for each sample: ``nats`` (None where they are not finite, which makes the
+        perplexity None and is counted in the conditions) and scored ``tokens``, ``entropy`` in
+        nats. Intervals are made by resampling them.
     """
     started = time.perf_counter()
-    metric = GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device)
+    # each sample by itself: differences of one running sum would be nan after the first nan
+    metric, alone = (
+        GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device) for _ in range(2)
+    )
+    metric.update([])  # torchmetrics does not take a merge for an update
     nll: list[float] = []
     count: list[float] = []
     for text in texts:
-        before = float(metric.nll_sum), float(metric.token_count)
-        metric.update([text])
-        nll.append(float(metric.nll_sum) - before[0])
-        count.append(float(metric.token_count) - before[1])
+        alone.reset()
+        alone.update([text])
+        nll.append(float(alone.nll_sum))
+        count.append(float(alone.token_count))
+        metric.merge_state(alone)
     gen_ppl = float(metric.compute())
     entropies = sequence_entropies(tokens)
     distinct = DistinctN(2, mode="per_sequence")
@@ -56,7 +62,7 @@ def score(
         "distinct_2_per_sequence": _finite(float(distinct.compute())),
         "evaluation": metric.conditions(),
         "per_sample": {
-            "nats": nll,
+            "nats": [_finite(nats) for nats in nll],
             "tokens": [int(number) for number in count],
             "entropy": entropies.tolist(),
         },

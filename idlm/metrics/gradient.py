@@ -28,7 +28,7 @@ class GradientMoment(Metric):
     compare only at equal evaluator, dtype, length and half-batch size.
 
     Gradients are of the evaluator in eval mode and leave its ``.grad`` alone. Peak memory is
-    three gradients, each as large as the evaluator.
+    three gradients, each as large as the evaluator in float32.
 
     Args:
         evaluator: path, bundled name, hub id, model or ``(model, tokenizer)``; every parameter
@@ -36,7 +36,8 @@ class GradientMoment(Metric):
         eos: which tokens count, "published" or "strict". By default every token of token rows,
             which hold no padding, and "published" for texts, which are padded with eos.
         max_length: to which texts are cut; the evaluator's context by default.
-        batch_size: rows per backward pass; it changes memory, not the result.
+        batch_size: rows per backward pass; it changes memory, not the result beyond rounding: each
+            pass has the dtype of the weights, and passes are added in float32 or better.
         device, device_map, revision, dtype: as in ``GenerativePerplexity``.
 
     Raises:
@@ -210,7 +211,11 @@ class GradientMoment(Metric):
             torch.enable_grad(),
             self.evaluator.judging() as model,
         ):
-            gradient = [torch.zeros_like(p) for p in self._parameters_judged]
+            # a sum in bfloat16 would depend on how many micro batches it has
+            gradient = [
+                torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+                for p in self._parameters_judged
+            ]
             for start in range(0, half.shape[1], self.batch_size):
                 tokens, attention, counted = half[:, start : start + self.batch_size].clone()
                 logits = model(input_ids=tokens, attention_mask=attention, use_cache=False).logits

@@ -62,7 +62,8 @@ class NelboPerplexity(Metric):
     where the network is told time 1 beyond time 1. It takes one more network call per row and draw.
 
     The tokens that count are all of the row's, as in the papers: also those that the corruption
-    leaves visible, whose nats are 0.
+    leaves visible, whose nats are 0. A row whose value is not finite is counted and makes the
+    perplexity inf or nan: left out, it would reward a model that thinks a real token impossible.
 
     Args:
         model: what :func:`idlm.load` returns, of the absorbing or the uniform process. A generator
@@ -132,16 +133,13 @@ class NelboPerplexity(Metric):
         ):
             rows, numbers = rows.to(model.device), numbers.to(model.device)
             values = torch.stack([self._score(rows, numbers, draw) for draw in range(self.draws)])
-            failed = ~torch.isfinite(values).all(0)
-            # a NaN is counted and shown, and does not hide the rest
-            kept = values[:, ~failed]
-            self.nats += kept.sum(1).to(self.nats.device)
-            self.token_count += kept.shape[1] * rows.shape[1]
-            self.failed_rows += int(failed.sum())
+            self.nats += values.sum(1).to(self.nats.device)
+            self.token_count += rows.numel()
+            self.failed_rows += int((~torch.isfinite(values).all(0)).sum())
             self.row_count += len(rows)
 
     def compute(self) -> Tensor:
-        """The perplexity exp(nats per token), a float64 scalar; nan without a scored row."""
+        """The perplexity exp(nats per token), a float64 scalar; nan without a row."""
         per_token = self.nats / self.token_count
         # of all processes, which only compute() sees
         self._found = {

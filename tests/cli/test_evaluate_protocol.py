@@ -56,7 +56,7 @@ def test_the_command_measures_prints_the_gains_and_says_where_the_numbers_are(
 ) -> None:
     kept = tmp_path / "kept"
     evaluate.run(command(tmp_path, plan(folders), "--save-samples", str(kept)))
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     for expected in (
         "At equal steps (a lower GenPPL may be bought with entropy)",
         "At equal entropy: GenPPL over that of teacher's curve (95% interval)",
@@ -69,6 +69,14 @@ def test_the_command_measures_prints_the_gains_and_says_where_the_numbers_are(
     (row,) = found["gains"]["equal_entropy"]
     assert row["verdict"] in printed
     assert row["interval"] == "samples"
+    warnings = found["warnings"]
+    assert [said.count(f"idlm: warning: {sentence}\n") for sentence in warnings] == [1] * 6
+    for checkpoint, sentence in zip((folders.teacher, folders.student), warnings, strict=False):
+        assert f"has the tokenizer of {checkpoint}: of one family" in sentence
+    few = next(sentence for sentence in warnings if sentence.startswith("student, 4 steps, T=1 "))
+    (mean,) = (r for r in found["summary"] if r["label"] == "student")
+    assert "8 samples are fewer than 80" in few  # of both seeds
+    assert f"GenPPL {mean['gen_ppl_mean']:.2f} ± " in few
 
 
 def test_ways_of_sampling_and_judges_are_columns_where_they_differ(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ import torch
 from idlm.cli import evaluate
 from idlm.data.problems import Problem, read_problems
 from idlm.errors import UserError
+from idlm.evaluation import gsm8k
 from idlm.evaluation.gsm8k import Protocol, answer_problems, completion_text, encode_prompts
 from idlm.metrics import ExactMatch
+from idlm.metrics.exact_match import Verdict
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
 from tests.tiny_models import SENTENCES
 
@@ -164,6 +167,68 @@ def test_the_command_reports_share_error_reasons_and_conditions(
     captured = capsys.readouterr()
     assert "50.00% ± 50.00%" in captured.out
     assert "2 problems: the standard error of a share is up to 35.4%" in captured.err
+
+
+def test_a_run_that_fails_leaves_what_was_answered_in_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gsm8k, "PART", 1)
+    original, calls = gsm8k.generate, []
+
+    def generate(model: Any, **options: Any) -> Any:
+        calls.append(options["first_index"])
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+        return original(model, **options)
+
+    monkeypatch.setattr(gsm8k, "generate", generate)
+    records = [gold(folder, QUESTIONS[0]), gold(folder, QUESTIONS[1])]
+    file, output = write(tmp_path / "test.jsonl", records), tmp_path / "out.json"
+    argv = ["--gsm8k", file, "--checkpoint", str(folder), "--steps", "2", "4", "--answer", "last"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate.run([*argv, "--device", "cpu", "--output", str(output)])
+    left = json.loads(output.read_text())
+    assert calls == [0, 1, 0, 1]
+    assert [(row["steps"], row["correct"]) for row in left["results"]] == [(2, 2)]
+    assert left["unfinished"]["steps"] == 4
+    assert [answer["verdict"] for answer in left["unfinished"]["answers"]] == ["correct"]
+
+
+def test_parts_change_no_answer_and_the_finished_file_has_nothing_unfinished(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import idlm
+
+    model, tokenizer = idlm.load(folder), load_tokenizer(folder)
+    with torch.no_grad():
+        model.backbone.output_layer.linear.bias.zero_()  # so that completions are random
+    problems = [Problem(i, QUESTIONS[i % 2], Fraction(5)) for i in range(3)]
+    problems.insert(1, Problem(3, "why " * 100, Fraction(5)))
+    asked = (model, tokenizer, problems, Protocol(steps=2), ExactMatch("last"))
+    whole = answer_problems(*asked)
+    monkeypatch.setattr(gsm8k, "PART", 1)
+    parts = answer_problems(*asked)
+    assert {k: v for k, v in parts.items() if k != "seconds"} == {
+        k: v for k, v in whole.items() if k != "seconds"
+    }
+    assert len({row["completion"] for row in whole["answers"]}) == 4
+    output = tmp_path / "out.json"
+    file = write(tmp_path / "test.jsonl", [gold(folder, question) for question in QUESTIONS])
+    argv = ["--gsm8k", file, "--checkpoint", str(folder), "--steps", "2", "--answer", "last"]
+    evaluate.run([*argv, "--device", "cpu", "--output", str(output)])
+    assert "unfinished" not in json.loads(output.read_text())
+
+
+def test_a_detail_that_utf8_has_no_bytes_for_is_written_escaped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Verdict("error", None, "program", "ValueError: \ud800")
+    monkeypatch.setattr(ExactMatch, "judge", lambda *given: odd)
+    file, output = write(tmp_path / "test.jsonl", [gold(folder, QUESTIONS[0])]), tmp_path / "o.json"
+    argv = ["--gsm8k", file, "--checkpoint", str(folder), "--steps", "2", "--answer", "last"]
+    evaluate.run([*argv, "--device", "cpu", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["answers"][0]["detail"] == r"ValueError: \ud800"
 
 
 def test_programs_that_fail_are_counted_by_reason(

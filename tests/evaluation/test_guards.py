@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from idlm.data import train_bpe
-from idlm.evaluation.guards import FEW_SAMPLES, family_warnings, result_warnings
+from idlm.evaluation.guards import FEW_SAMPLES, cell_warnings, family_warnings, result_warnings
 from idlm.metrics import Evaluator, load_evaluator
 
 RESULT: dict[str, Any] = {
@@ -59,6 +59,25 @@ def test_what_a_comparison_left_out_is_said() -> None:
     assert result_warnings({**RESULT, "mauve_details": enough}) == []
     (missing,) = result_warnings({**RESULT, "mauve": None})
     assert "mauve has no real-against-real value" in missing
+
+
+def test_cells_of_one_setting_are_one_set_whose_failures_add_up() -> None:
+    said = {"evaluator": "judge", "eos": "strict", "evaluator_dtype": "float16"}
+    cell = {
+        "label": "student", "steps": 4, "temperature": 0.5, "top_p": 0.9, "num_samples": 40,
+        "gen_ppl": 30.0, "gen_ppl_stderr": 3.0, "entropy": 5.0, "entropy_stderr": 0.4,
+    }  # fmt: skip
+    whole = {**cell, "evaluation": said}
+    assert cell_warnings([whole, whole]) == []
+    (few,) = cell_warnings([whole, {**whole, "num_samples": 39, "entropy_stderr": 0.3}])
+    assert few.startswith("student, 4 steps, T=0.5, top-p 0.9 under judge: 79 samples are fewer")
+    assert "GenPPL 30.00 ± 2.12, entropy 5.0000 ± 0.2500 nats" in few  # errors of a mean of two
+    broken = {**cell, "gen_ppl": None, "evaluation": {**said, "nonfinite_samples": 3}}
+    (sentence,) = cell_warnings([broken, {**broken, "seed": 1}])
+    assert "6 of 80 samples have a log-probability that is not finite" in sentence
+    text = {**cell, "corpus": "wiki", "evaluation": {**said, "unscored_samples": 2}}
+    (few, unscored) = cell_warnings([], [text])
+    assert unscored.startswith("held-out text of wiki: 2 of 40 samples have no scored token")
 
 
 @pytest.fixture(scope="module")

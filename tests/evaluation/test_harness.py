@@ -224,6 +224,32 @@ def test_sampling_is_at_the_tasks_temperature_only_when_the_task_samples(
     assert seen == [(0.7, 0.9), (0.3, 0.5)]
 
 
+@pytest.mark.parametrize("asked", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_a_task_that_samples_where_no_sampler_can_is_refused_before_any_generation(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, float]
+) -> None:
+    monkeypatch.setattr(harness, "generate", lambda *a, **k: pytest.fail("generated"))
+    fine = ("a", {"do_sample": True, "temperature": 0.3})
+    with pytest.raises(UserError, match=r"a temperature above 0 and a top_p in \(0, 1\]") as caught:
+        made().generate_until(requests(fine, ("a", {**asked, "do_sample": True})))
+    assert "\n" not in str(caught.value)
+
+
+def test_greedy_decoding_at_temperature_zero_is_at_the_models_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[float] = []
+
+    def generate(model: Any, **options: Any) -> Any:
+        seen.append(options["temperature"])
+        return SimpleNamespace(tokens=torch.zeros(1, 8, dtype=torch.int64))
+
+    monkeypatch.setattr(harness, "generate", generate)
+    asked = {"temperature": 0.0, "do_sample": False, "max_gen_toks": 2}
+    made(temperature=0.7).generate_until(requests(("a", asked)))
+    assert seen == [0.7]
+
+
 def test_results_carry_the_conditions() -> None:
     found = made(samples=7, steps=3, seed=5).get_model_info()
     assert (found["samples"], found["steps"], found["seed"]) == (7, 3, 5)

@@ -229,15 +229,27 @@ def test_every_row_meets_all_times_and_neighbours_share_them_out() -> None:
     assert bool((share - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / 400))
 
 
-def test_a_row_that_is_not_finite_is_counted_and_does_not_hide_the_rest() -> None:
+def test_a_row_that_is_not_finite_is_counted_and_is_not_left_out_of_the_value() -> None:
     model = model_of("absorbing")
     with torch.no_grad():
         model.backbone.vocab_embed.embedding[2] = math.nan  # a row that shows token 2 fails
     metric = NelboPerplexity(model, draws=8)
     metric.update(torch.tensor([[0, 1], [2, 2], [1, 1]]))
     found = metric.details()
-    assert (found["rows"], found["failed_rows"], found["tokens"]) == (3, 1, 4)
-    assert math.isfinite(found["nats_per_token"])
+    assert (found["rows"], found["failed_rows"], found["tokens"]) == (3, 1, 6)
+    assert math.isnan(found["nats_per_token"])
+    assert math.isnan(found["perplexity"])
+
+
+def test_a_model_that_thinks_a_real_token_impossible_has_no_better_perplexity() -> None:
+    model = model_of("absorbing")
+    with torch.no_grad():
+        model.backbone.output_layer.linear.bias[2] = -math.inf
+    metric = NelboPerplexity(model, draws=8, interval="whole")
+    metric.update(torch.tensor([[0, 1], [2, 2], [1, 1]]))
+    found = metric.details()
+    assert (found["failed_rows"], found["tokens"]) == (1, 6)
+    assert not math.isfinite(found["perplexity"])
 
 
 @pytest.mark.parametrize(
