@@ -196,7 +196,7 @@ def _measure(plan: Plan, cells: Sequence[Cell], folder: Path, device: str) -> di
         "matched": matched_table(summary, "teacher"),
         "warnings": [
             *family_warnings(plan.teacher, judge, tokenizer=None, retokenized=True),
-            *cell_warnings(found, [reference]),
+            *cell_warnings(found, [reference], few=False),  # each row has its standard error
         ],
         "cells": found,
     }

@@ -19,15 +19,16 @@ from idlm.paths import BUNDLED_MODELS, repo_dir, resolve
 FEW_SAMPLES = 80
 
 
-def result_warnings(result: Mapping[str, Any]) -> list[str]:
+def result_warnings(result: Mapping[str, Any], *, few: bool = True) -> list[str]:
     """What one result must be read with: few samples, and samples that failed.
 
     Args:
         result: of ``idlm.metrics.report.measure``.
+        few: say that there are few samples, too; a table with standard errors does so itself.
     """
     where, n = result["source"], result["num_samples"]
     said = []
-    if n < FEW_SAMPLES:
+    if few and n < FEW_SAMPLES:
         numbers = [
             f"{title} {_with_error(result, name, digits)}{unit}"
             for name, title, digits, unit in (
@@ -55,13 +56,17 @@ def result_warnings(result: Mapping[str, Any]) -> list[str]:
 
 
 def cell_warnings(
-    cells: Iterable[Mapping[str, Any]], references: Iterable[Mapping[str, Any]] = ()
+    cells: Iterable[Mapping[str, Any]],
+    references: Iterable[Mapping[str, Any]] = (),
+    *,
+    few: bool = True,
 ) -> list[str]:
     """:func:`result_warnings` of measured cells, the seeds of a setting together, each once.
 
     Args:
         cells: of :mod:`idlm.evaluation.cells`.
         references: held-out text, of the same module.
+        few: as for :func:`result_warnings`.
     """
     said: list[str] = []
     for group in by_setting(cells):
@@ -70,9 +75,10 @@ def cell_warnings(
         others = [str(row[name]) for name, usual in _USUAL.items() if row[name] != usual]
         how = "".join(f", {word}" for word in others)
         where = f"{row['label']}, {row['steps']} steps, T={row['temperature']:g}{nucleus}{how}"
-        said += result_warnings(_together(f"{where} under {row['evaluator']}", group))
+        said += result_warnings(_together(f"{where} under {row['evaluator']}", group), few=few)
     for found in references:
-        said += result_warnings(_together(f"held-out text of {found['corpus']}", [found]))
+        held_out = _together(f"held-out text of {found['corpus']}", [found])
+        said += result_warnings(held_out, few=few)
     return list(dict.fromkeys(said))
 
 

@@ -31,6 +31,8 @@ def test_enough_samples_of_which_none_failed_need_no_warning() -> None:
 def test_few_samples_are_said_with_the_standard_errors() -> None:
     (said,) = result_warnings({**RESULT, "num_samples": FEW_SAMPLES - 1})
     assert said.startswith("s.jsonl: 79 samples are fewer than 80")
+    # a table that has them says so itself
+    assert result_warnings({**RESULT, "num_samples": FEW_SAMPLES - 1}, few=False) == []
     assert "GenPPL 31.23 ± 1.50, entropy 5.0000 ± 0.0200 nats" in said
 
 
