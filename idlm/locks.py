@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -67,14 +67,15 @@ def held(lock: Path, *, subject: str, remedy: str) -> Iterator[None]:
     """Hold a lock file while the block runs.
 
     Args:
-        lock: the file; its folder is made. It is removed at the end, and after a crash it is
-            locked by nobody.
+        lock: the file; its folder is made, and goes again if nothing else came into it. The file
+            is removed at the end, and after a crash it is locked by nobody.
         subject: what it protects, for messages.
         remedy: what to do where it is held, for the message.
 
     Raises:
         UserError: if another process holds it, or the file cannot be made.
     """
+    made = [folder for folder in lock.parents if not folder.exists()]
     file = _acquire(lock, subject, remedy)
     try:
         yield
@@ -82,6 +83,9 @@ def held(lock: Path, *, subject: str, remedy: str) -> Iterator[None]:
         # still locked, so nobody else can have opened this very file in vain
         lock.unlink(missing_ok=True)
         file.close()
+        with suppress(OSError):  # not empty: something was written, or another run is there
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquire(lock: Path, subject: str, remedy: str) -> IO[str]:
@@ -90,6 +94,8 @@ def _acquire(lock: Path, subject: str, remedy: str) -> IO[str]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = lock.open("a+", encoding="utf-8")
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not lock.parent.is_dir():
+                continue  # its last holder removed the folder between our making and our opening
             raise UserError(
                 f"{subject} cannot be written ({error.strerror}); name a place in a folder that "
                 "you may write to"

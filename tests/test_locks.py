@@ -115,3 +115,15 @@ def test_a_file_system_without_locks_is_said_aloud(
     monkeypatch.setattr(fcntl, "flock", none)
     with alone_in([tmp_path], remedy=REMEDY):
         assert "file system without locks" in capsys.readouterr().err
+
+
+def test_folders_made_for_a_lock_go_with_it_unless_something_was_written(tmp_path: Path) -> None:
+    for written in (False, True):
+        target = tmp_path / "a" / "b" / "out.json"
+        with alone_writing(target, remedy="wait"):
+            assert target.parent.is_dir()
+            if written:
+                target.write_text("{}")
+        assert target.parent.is_dir() is written
+        assert (tmp_path / "a").is_dir() is written
+    assert [path.name for path in target.parent.iterdir()] == ["out.json"]

@@ -123,7 +123,8 @@ def make_tiny(root: Path, *, hidden: int = 32) -> Tiny:
     root.mkdir(parents=True, exist_ok=True)
     corpus = root / "corpus.txt"
     corpus.write_text("\n".join(_SENTENCES[i * 7 % 18] for i in range(400)) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(train_bpe(_SENTENCES, 300, root / "tokenizer"))
+    made = train_bpe(_SENTENCES, 300, root / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(made, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = DiffusionLM(
