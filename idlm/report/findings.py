@@ -63,6 +63,7 @@ class Frontier:
         at_entropy: rows that compare at equal entropy, each with that entropy.
         at_steps: rows that compare at equal steps, each with both entropies.
         unscored: rows that have no perplexity.
+        warnings: what the measurement said beside its numbers.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Frontier:
     at_entropy: Sequence[Record] = ()
     at_steps: Sequence[Record] = ()
     unscored: int = 0
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,57 @@ def test_seeds_of_an_evaluation_become_a_mean_and_its_spread(make, tmp_path):
     assert found.reference == (5.4, 8.0)
 
 
+def evaluation_of(make, path, *headers):
+    """The one frontier of an evaluation whose sets have these headers."""
+    shared = {"checkpoint": "m", "steps": 4, "nfe": 4, "length": 64, "num_samples": 8}
+    results = [
+        {
+            **shared,
+            "seed": number,
+            "source": f"file {number}",
+            "gen_ppl": 9.0,
+            "entropy": 5.0,
+            **one,
+        }
+        for number, one in enumerate(headers)
+    ]
+    found = {"summary": [], "results": results, "warnings": ["few samples"]}
+    (frontier,) = collect([make.write_json(path / "a.json", found)]).frontiers
+    return frontier
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"order": "random"}, {"order": "confidence"}),
+        ({"tail": "ancestral"}, {"tail": "greedy"}),
+        ({"stride": 64}, {"stride": 4}),
+        ({"stop": "none"}, {"stop": "eos"}),
+        ({"given": "nothing"}, {"given": "prompt"}),
+        ({"raw": False}, {"raw": True}),
+        ({"sampling_dtype": "float64"}, {"sampling_dtype": "float32"}),
+        ({"network_dtype": "float32"}, {"network_dtype": "bfloat16"}),
+        ({"compiled": False}, {"compiled": True}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_sets_made_in_two_ways_are_two_points_whose_names_say_which(make, tmp_path, first, second):
+    points = evaluation_of(make, tmp_path, first, second).points
+    ((name, one),), ((_, two),) = first.items(), second.items()
+    assert [point.label for point in points] == [f"m, {name} {one}", f"m, {name} {two}"]
+    assert [point.seeds for point in points] == [1, 1]
+
+
+def test_sets_of_one_seed_are_two_points_and_said_to_be_no_repetitions(make, tmp_path):
+    found = evaluation_of(make, tmp_path, {"seed": 3}, {"seed": 3}, {"steps": 8, "nfe": 8})
+    assert [point.seeds for point in found.points] == [1, 1, 1]
+    assert [point.gen_ppl_sd for point in found.points] == [None] * 3
+    few, said = found.warnings
+    assert few == "few samples"
+    assert "seeds 3, 3" in said
+    assert "file 0, file 1" in said
+
+
 def test_two_evaluators_in_one_file_are_two_frontiers(make, tmp_path):
     found = make.frontier()
     for name in ("judge", "other"):

@@ -297,6 +297,32 @@ def test_samples_that_could_not_be_scored_are_counted_on_the_page(make, tmp_path
     assert "Rows without a perplexity, which are in no picture: 1." in reader.text
 
 
+def test_warnings_and_samples_that_are_not_finite_stand_on_the_page(make, tmp_path):
+    own = {"checkpoint": "m", "nfe": 4, "length": 64, "num_samples": 8, "seed": 0, "entropy": 5.0}
+    results = [
+        {**own, "source": "a", "steps": 4, "gen_ppl": 9.0, "nonfinite_samples": 0},
+        {**own, "source": "b", "steps": 8, "gen_ppl": None, "nonfinite_samples": 2},
+    ]
+    said = ["a: 8 samples are <few>"]
+    found = {"summary": [], "results": results, "warnings": said}
+    path = make.write_json(tmp_path / "a.json", found)
+    _, reader = read(make_report([path], tmp_path / "out").page.parent)
+    assert "Warning: a: 8 samples are <few>" in reader.text
+    assert "not finite, which leaves their whole set without a perplexity: 2." in reader.text
+
+
+def test_a_student_whose_steps_the_teacher_lacks_is_named_among_the_findings(make, tmp_path):
+    found = make.frontier()
+    found["matched"] += [
+        {**found["matched"][0], "steps": 8, "teacher_steps": steps} for steps in (4, 16)
+    ]
+    path = make.write_json(tmp_path / "a.json", found)
+    _, reader = read(make_report([path], tmp_path / "out").page.parent)
+    assert (
+        "no comparison at equal steps for student at 8 steps (the teacher was not measured there)"
+    ) in " ".join(reader.text.split())
+
+
 def test_the_floor_of_the_collapse_monitor_is_drawn(report):
     page, _ = read(report.page.parent)
     figure = re.search(r'<figure id="training-1-curves">.*?</figure>', page, re.DOTALL)[0]
