@@ -148,6 +148,7 @@ class Published:
         entropy: nats; None if the row has none.
         gen_ppl: None if the row has none.
         row: every cell of the line.
+        drawn: whether it may be a mark in a picture: it is if it has both numbers.
     """
 
     label: str
@@ -155,6 +156,7 @@ class Published:
     entropy: float | None
     gen_ppl: float | None
     row: dict[str, str]
+    drawn: bool = True
 
 
 @dataclass

@@ -50,7 +50,7 @@ def _frontier(number: int, found: Frontier, published: Sequence[Published]) -> S
     section = Section(name, f"Frontier: {found.name}", f"Frontier {number}")
     section.notes = [f"Judged by {found.judge}.", *_warnings(found)]
     section.pictures = [draw_frontier.frontier(f"{name}-entropy", found)]
-    if any(one.gen_ppl and one.entropy for one in published):
+    if any(one.drawn and one.gen_ppl and one.entropy for one in published):
         section.pictures.append(draw_frontier.frontier(f"{name}-published", found, published))
     section.pictures.append(draw_frontier.against_steps(f"{name}-steps", found))
     calls = draw_frontier.against_calls(f"{name}-calls", found)

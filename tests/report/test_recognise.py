@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from idlm.errors import UserError
+from idlm.evaluation.published import published_path
 from idlm.report.recognise import collect
 
 
@@ -224,6 +225,24 @@ def test_published_numbers_lose_their_spread_and_keep_their_words(results):
     assert [one.entropy for one in found] == [5.28, 5.42, None]
     assert found[1].row["genppl"] == "32.75±1.62"
     assert found[0].row["notes"] == "a, note"
+
+
+def test_a_table_in_the_shipped_layout_is_held_to_its_rules(results, tmp_path):
+    head, line, *_ = published_path().read_text(encoding="utf-8").splitlines()
+    other = line.replace("openwebtext", "lm1b")
+    path = tmp_path / "published.csv"
+    path.write_text("\n".join([head, line, other, ""]), encoding="utf-8")
+    found = collect([results], published=path).published
+    assert [one.drawn for one in found] == [True, False]  # neither number compares across corpora
+    assert (found[0].steps, found[0].gen_ppl, found[0].entropy) == (32, 41.45, 5.31)
+    for lines, sentence in (
+        ([head, line, line, ""], "line 3 repeats line 2"),
+        ([head, line.replace("arXiv 2602.19066", "a blog"), ""], "begin with an arXiv number"),
+        ([head, line.replace("41.45", "-41.45"), ""], "it is above 0"),
+    ):
+        path.write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(UserError, match=sentence):
+            collect([results], published=path)
 
 
 @pytest.mark.parametrize("cell", ["forty", "-3", "0"])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from idlm.cli.main import main
 from idlm.errors import UserError
+from idlm.paths import repo_dir
 from idlm.report import make_report
 
 # Elements that HTML closes by themselves.
@@ -404,6 +405,13 @@ def test_the_command_writes_the_report_and_says_where(results, tmp_path, capsys)
     assert "left out: " in said.err
     assert "speed.json" in said.err
     assert "Bare" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_page_names_published_numbers_from_where_it_was_made(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(repo_dir())
+    main(["report", str(results / "toys.json"), "--output", str(tmp_path / "out")])
+    table = (tmp_path / "out" / "tables" / "source-files.csv").read_text()
+    assert "\neval/published.csv," in table
 
 
 @pytest.mark.parametrize(
