@@ -13,12 +13,30 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from idlm.errors import UserError
 
+# What decides a set of samples beside its seed: sets that differ only in the seed are repetitions.
+CONDITIONS = (
+    "checkpoint",
+    "revision",
+    "steps",
+    "length",
+    "temperature",
+    "top_p",
+    "order",
+    "tail",
+    "stride",
+    "stop",
+    "given",
+    "raw",
+    "sampling_dtype",
+    "network_dtype",
+    "compiled",
+)
 # Far beyond any vocabulary: a larger number is damage, and counters of its size would not fit.
 LARGEST_TOKEN = (1 << 24) - 1
 
@@ -170,6 +188,31 @@ def read_samples(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     for number, row in objects[1:]:
         _check(path, number, row, decoded=is_decoded(objects[0][1]))
     return objects[0][1], [row for _, row in objects[1:]]
+
+
+def are_repetitions(group: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether sets made under one set of :data:`CONDITIONS` are independent draws.
+
+    Args:
+        group: headers; one set is no repetition. Two of one seed, or of none that is known, may
+            hold the very same samples.
+    """
+    seeds = [header.get("seed") for header in group]
+    return len(seeds) > 1 and None not in seeds and len(set(map(repr, seeds))) == len(seeds)
+
+
+def no_repetitions(group: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence that says why sets of equal conditions were not averaged.
+
+    Args:
+        group: what :func:`are_repetitions` refuses, each with its ``source``.
+    """
+    names = ", ".join(dict.fromkeys(str(header.get("source", "unnamed")) for header in group))
+    seeds = ", ".join(str(header.get("seed", "unknown")) for header in group)
+    return (
+        f"{len(group)} sample sets of equal conditions have the seeds {seeds}, which do not tell "
+        f"them apart, so they are no repetitions and have no mean: {names}"
+    )
 
 
 def is_decoded(header: Mapping[str, Any]) -> bool:

@@ -163,6 +163,7 @@ def _warnings(
 ) -> list[str]:
     """What must be said beside the numbers, each sentence once."""
     from idlm.evaluation.guards import family_warnings, result_warnings
+    from idlm.metrics.report import refused
 
     said = []
     if judges.evaluator is not None:
@@ -175,6 +176,7 @@ def _warnings(
             )
     for result in results:
         said += result_warnings(result)
+    said += refused(results)
     return list(dict.fromkeys(said))
 
 
@@ -215,9 +217,9 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
 
     import idlm
     from idlm.evaluation.cells import weights_revision
+    from idlm.evaluation.keep import file_name, keep_samples
     from idlm.metrics.report import SampleSet
     from idlm.models import decode, load_tokenizer
-    from idlm.samples import write_samples
     from idlm.sampling.generate import SAMPLING_DTYPE
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -255,12 +257,8 @@ def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
             }
             texts, tokens = decode(tokenizer, made.tokens), made.tokens.tolist()
             if args.save_samples:
-                name = f"{Path(checkpoint).name}-{steps}steps-t{temperature:g}-seed{seed}.jsonl"
-                rows = [
-                    {"text": text, "tokens": row, "seed": seed, "index": index}
-                    for index, (text, row) in enumerate(zip(texts, tokens, strict=True))
-                ]
-                write_samples(Path(args.save_samples) / name, header, rows)
+                name = file_name({**header, "tokenizer": args.tokenizer})
+                keep_samples(Path(args.save_samples) / name, made.tokens, texts, header=header)
             yield SampleSet(checkpoint, texts, tokens, header)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
-from idlm.paths import repo_dir
+from idlm.evaluation.published import published_path
 
 
 def _parser() -> Parser:
@@ -74,5 +74,8 @@ def run(argv: list[str]) -> None:
 
 
 def _published() -> Path | None:
-    path = repo_dir() / "eval" / "published.csv"
-    return path if path.is_file() else None
+    path = published_path()
+    if not path.is_file():
+        return None
+    here = Path.cwd()  # a page that is handed on names no folder of this machine
+    return path.relative_to(here) if path.is_relative_to(here) else path

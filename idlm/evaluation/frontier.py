@@ -88,6 +88,7 @@ def run(
     results.add_references()
     missing = sum(not results.has(cell) for cell in wanted)
     print(f"{len(wanted) - missing} of {len(wanted)} cells are in {output}", flush=True)
+    _say_textless(results, wanted, settings.samples_dir)
     share = threads or max(1, torch.get_num_threads() // workers)
     if workers == 1:
         before = torch.get_num_threads()
@@ -157,6 +158,18 @@ def _samples_file(cell: Cell, folder: str | None) -> Path | None:
     parts += [f"draws-{cell.sampling_dtype}"] * (cell.sampling_dtype != "float64")
     parts += [f"net-{cell.network_dtype}"] * (cell.network_dtype != "float32")
     return Path(folder) / f"{'-'.join(parts)}-seed{cell.seed}.jsonl"
+
+
+def _say_textless(results: Results, wanted: Sequence[Cell], folder: str | None) -> None:
+    """Name the cells whose texts were asked for and will not come: they are not measured again."""
+    files = [(cell, _samples_file(cell, folder)) for cell in wanted if results.has(cell)]
+    without = [str(cell) for cell, file in files if file is not None and not file.exists()]
+    if without:
+        print(
+            f"no texts in {folder} for {len(without)} cells, which were measured before: "
+            f"{'; '.join(without)}; to get them, name another --output",
+            flush=True,
+        )
 
 
 def _side_by_side(count: int, threads: int, work: tuple[Any, ...]) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from idlm.samples import write_samples
+from idlm.samples import CONDITIONS, write_samples
 from idlm.sampling.generate import SAMPLING_DTYPE
+
+
+def file_name(header: Mapping[str, Any]) -> str:
+    """A name of its own for every set of conditions; the same conditions keep theirs.
+
+    Two checkpoints may share a folder's name, and not everything has room in a file's.
+
+    Args:
+        header: checkpoint, steps, temperature and seed, and all else that decides the samples.
+    """
+    decisive = [header.get(name) for name in (*CONDITIONS, "num_samples", "tokenizer")]
+    digest = hashlib.sha256(json.dumps(decisive, default=str).encode()).hexdigest()[:8]
+    shown = f"{header['steps']}steps-t{header['temperature']:g}-seed{header['seed']}"
+    return f"{Path(header['checkpoint']).name}-{shown}-{digest}.jsonl"
 
 
 def keep_samples(

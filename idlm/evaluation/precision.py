@@ -26,6 +26,7 @@ from idlm.evaluation.guards import say
 from idlm.evaluation.precision_report import markdown, plot_precision
 from idlm.evaluation.protocol import read_protocol
 from idlm.evaluation.resampling import NOTHING, Redrawn, redraw
+from idlm.evaluation.results import Results
 from idlm.evaluation.truncation import demonstration
 from idlm.metrics.report import write_json
 from idlm.samples import replace_file
@@ -40,7 +41,8 @@ def precision_table(
     """float32 draws beside float64 ones, all else equal, in order of steps.
 
     Args:
-        cells: measured with both ``sampling_dtype``; others are ignored.
+        cells: of one protocol and one set of weights, measured with both ``sampling_dtype``;
+            those without a partner are ignored.
         repetitions: resamplings behind each interval.
         seed: of the resampling.
 
@@ -109,7 +111,8 @@ def study(
         )
     known = _race_of(output)
     content = run(protocol, output, settings=Settings(device))
-    content["precision"] = precision_table(content["cells"])
+    # the file also keeps cells of other weights, lengths and counts, which are no repetitions
+    content["precision"] = precision_table(Results(protocol, output, device).current())
     content["race"] = known if known and known["races"] == races else demonstration(races=races)
     write_json(output, content)
     replace_file(output.with_suffix(".md"), [markdown(content)])

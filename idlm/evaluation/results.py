@@ -170,7 +170,7 @@ class Results:
             self.references.append(found)
             self._write()
 
-    def _current(self) -> list[dict[str, Any]]:
+    def current(self) -> list[dict[str, Any]]:
         """The stored cells that the protocol names, in its order, evaluator by evaluator."""
         wanted = ((n, c) for n in self._judges for c in self.protocol.cells())
         keys = {self._key(cell, name): i for i, (name, cell) in enumerate(wanted)}
@@ -200,7 +200,7 @@ class Results:
             return self._write()
 
     def _write(self) -> dict[str, Any]:
-        current = self._current()
+        current = self.current()
         summary = summarise(current)
         references = self._current_references()
         content = {

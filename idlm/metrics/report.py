@@ -21,25 +21,7 @@ from torch import Tensor
 from idlm.metrics.diversity import DistinctN
 from idlm.metrics.perplexity import GenerativePerplexity
 from idlm.metrics.registry import ALL_METRICS, DEFAULT_METRICS, TOKEN_METRICS, check_metrics
-from idlm.samples import replace_file
-
-# What a sample set was made with; sets that differ only in the seed are repetitions.
-CONDITIONS = (
-    "checkpoint",
-    "revision",
-    "steps",
-    "length",
-    "temperature",
-    "top_p",
-    "order",
-    "tail",
-    "stride",
-    "stop",
-    "given",
-    "raw",
-    "sampling_dtype",
-    "network_dtype",
-)
+from idlm.samples import CONDITIONS, are_repetitions, no_repetitions, replace_file
 
 
 @dataclass
@@ -173,14 +155,30 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         results: what ``measure`` returned for each set.
 
     Returns:
-        One object for each group of two or more sets.
+        One object for each group of two or more sets. A group in which a seed stands twice or is
+        unknown has none: :func:`refused` names it.
     """
+    return [_summary(group) for group in _alike(results) if are_repetitions(group)]
+
+
+def refused(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each group of equal conditions that :func:`summarize` does not average.
+
+    Args:
+        results: what ``measure`` returned for each set.
+    """
+    groups = [group for group in _alike(results) if len(group) > 1]
+    return [no_repetitions(group) for group in groups if not are_repetitions(group)]
+
+
+def _alike(results: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Sets of equal conditions together; those of unknown origin are with nobody."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for result in results:
         if any(key in result for key in ("checkpoint", "steps")):
             key = tuple(json.dumps(result.get(name), default=str) for name in CONDITIONS)
             groups.setdefault(key, []).append(result)
-    return [_summary(group) for group in groups.values() if len(group) > 1]
+    return list(groups.values())
 
 
 _SUMMARISED = (*ALL_METRICS, "gen_ppl_published", "gen_ppl_strict", "nfe", "seconds")

@@ -49,9 +49,10 @@ def make_report(
         UserError: for a run that is missing, broken or unknown, a GenPPL without entropy, or a
             folder that cannot be written.
     """
+    from idlm.report.headlines import headlines
     from idlm.report.page import Page, render
     from idlm.report.recognise import collect
-    from idlm.report.sections import headlines, sections
+    from idlm.report.sections import sections
     from idlm.report.tables import Column, Table
     from idlm.samples import replace_file
 

@@ -11,6 +11,7 @@ from idlm.report.tables import Column, Table
 
 Record = Mapping[str, Any]
 _MORE = "more"
+_PER_SAMPLE = ("per_sample",)
 
 
 def flatten(record: Record, prefix: str = "") -> dict[str, Value]:
@@ -37,14 +38,16 @@ def flatten(record: Record, prefix: str = "") -> dict[str, Value]:
 
 
 def condition_tables(name: str, title: str, records: Sequence[Record]) -> list[Table]:
-    """One or two tables that together hold every leaf of every record.
+    """One or two tables that together hold every leaf of every record but its numbers per sample.
+
+    Those are as many as there are samples, and no conditions; the file that was read has them.
 
     Args:
         name: of the tables' files.
         title: of the tables.
         records: one row each, unless they have everything in common.
     """
-    rows = [flatten(record) for record in records]
+    rows = [flatten({k: v for k, v in r.items() if k not in _PER_SAMPLE}) for r in records]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     shared = [key for key in keys if len({_exact(row.get(key, ...)) for row in rows}) == 1]
     tables = []

@@ -214,7 +214,7 @@ def _paint_published(panel: Axes, published: Sequence[Published]) -> list[Line2D
     """Grey marks, a shape for each method; those without entropy have no place here."""
     methods: dict[str, list[tuple[float, float]]] = {}
     for one in published:
-        if one.gen_ppl is not None and one.entropy is not None:
+        if one.drawn and one.gen_ppl is not None and one.entropy is not None:
             methods.setdefault(one.label, []).append((one.entropy, one.gen_ppl))
     handles = [_proxy("published elsewhere:", OTHERS, "")] if methods else []
     for number, (label, places) in enumerate(methods.items()):

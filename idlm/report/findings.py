@@ -63,6 +63,7 @@ class Frontier:
         at_entropy: rows that compare at equal entropy, each with that entropy.
         at_steps: rows that compare at equal steps, each with both entropies.
         unscored: rows that have no perplexity.
+        warnings: what the measurement said beside its numbers.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Frontier:
     at_entropy: Sequence[Record] = ()
     at_steps: Sequence[Record] = ()
     unscored: int = 0
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Published:
         entropy: nats; None if the row has none.
         gen_ppl: None if the row has none.
         row: every cell of the line.
+        drawn: whether it may be a mark in a picture: it is if it has both numbers.
     """
 
     label: str
@@ -153,6 +156,7 @@ class Published:
     entropy: float | None
     gen_ppl: float | None
     row: dict[str, str]
+    drawn: bool = True
 
 
 @dataclass

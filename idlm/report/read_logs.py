@@ -6,10 +6,12 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from idlm.errors import UserError
+from idlm.evaluation.published import COLUMNS, frontier_points, load_published
 from idlm.report.checks import read_text
 from idlm.report.findings import Published, Record, Training
 
@@ -132,15 +134,24 @@ def _floor(settings: Record) -> float | None:
 def read_published(path: Path) -> list[Published]:
     """Published numbers; a spread after ± is kept in the row and out of the number.
 
+    A table in the layout of ``eval/published.csv`` is held to the rules of that file, and of its
+    rows those of another corpus than OpenWebText have no point in a picture.
+
     Raises:
-        UserError: if a column is missing, or a number is none.
+        UserError: if a column is missing, a number is none, or a row of that layout misleads.
     """
     text = read_text(path)
     if not is_published(text):
         raise UserError(
             f"{path} is no table of published numbers: its head must have {', '.join(_PUBLISHED)}"
         )
-    return [_published(row, place, path) for place, row in enumerate(_rows(text, path), start=2)]
+    found = [_published(row, place, path) for place, row in enumerate(_rows(text, path), start=2)]
+    if tuple(_head(text)) != COLUMNS:
+        return found
+    loaded = load_published(path)
+    drawn = {one.key() for one in frontier_points(loaded)}
+    pairs = zip(found, loaded, strict=True)
+    return [replace(one, drawn=row.key() in drawn) for one, row in pairs]
 
 
 def _published(row: dict[str, str], place: int, path: Path) -> Published:

@@ -10,6 +10,7 @@ from typing import Any
 from idlm.errors import UserError
 from idlm.report.checks import number, optional_number, perplexity, word
 from idlm.report.findings import Frontier, Point, Record
+from idlm.samples import CONDITIONS, are_repetitions, no_repetitions
 
 _NUMBERS = ("gen_ppl", "entropy", "tokens_per_call", "seconds")
 _REFERENCE = "reference:"
@@ -18,6 +19,9 @@ _JUDGE = ("evaluator", "evaluator_revision", "evaluator_dtype", "eos")
 # Where one of these differs within a file, the model's name says which it was.
 _DRAWS = ("sampler", "sampling_dtype", "network_dtype")
 _SETTING = ("label", "steps", "temperature", "top_p", *_DRAWS, *_JUDGE)
+_REPEATED = ("nfe", "sampler", *CONDITIONS, *_JUDGE)
+# A point states these itself; where another condition differs, the model's name says which it was.
+_STATED = ("checkpoint", "steps", "temperature", "top_p")
 
 
 def is_frontier(found: Any) -> bool:
@@ -191,6 +195,8 @@ def _point(row: Record, label: str, path: Path) -> Point | None:
 def read_evaluation(name: str, found: Record, path: Path) -> Frontier:
     """Results of ``idlm evaluate``: sets that differ in seed alone become one point.
 
+    Sets of equal conditions that their seeds do not tell apart stay points of their own.
+
     Args:
         name: of the file.
         found: what it holds, see :func:`is_evaluation`.
@@ -209,23 +215,51 @@ def read_evaluation(name: str, found: Record, path: Path) -> Frontier:
         elif scored is None:
             unscored += 1
         else:
-            keys = ("checkpoint", "revision", "nfe", "length", *_SETTING[1:])
             # samples of an unknown origin are nobody's repetition
             own = () if "steps" in result else (len(groups),)
-            groups.setdefault((*(repr(result.get(k)) for k in keys), *own), []).append(result)
+            key = (*(repr(result.get(k)) for k in _REPEATED), *own)
+            groups.setdefault(key, []).append(result)
     if not groups:
         raise UserError(f"{path} has no generated samples with a perplexity: measure at least one")
+    told = found.get("warnings")
+    warnings = [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
+    sets = []
+    for group in groups.values():
+        if len(group) == 1 or are_repetitions(group):
+            sets.append(group)
+        else:
+            sets += [[result] for result in group]
+            warnings.append(no_repetitions(group))
+    labels = _labels([group[0] for group in sets])
     return Frontier(
         name=name,
-        points=[_mean_point(group, path) for group in groups.values()],
+        points=[_mean_point(*pair, path) for pair in zip(sets, labels, strict=True)],
         reference=reference,
         records=found["results"],
         judge=_in_words(found["results"]),
         unscored=unscored,
+        warnings=list(dict.fromkeys(warnings)),
     )
 
 
-def _mean_point(group: Sequence[Record], path: Path) -> Point:
+def _labels(results: Sequence[Record]) -> list[str]:
+    """Checkpoints, each followed by the conditions in which its sample sets differ."""
+    found = []
+    for result in results:
+        own = [other for other in results if other.get("checkpoint") == result.get("checkpoint")]
+        varying = [
+            f"{key} {result[key]}"
+            for key in CONDITIONS
+            if key not in _STATED
+            and result.get(key) is not None
+            and len({repr(other.get(key)) for other in own}) > 1
+        ]
+        name = result.get("checkpoint") or result.get("source") or "unnamed"
+        found.append(", ".join([str(name), *varying]))
+    return found
+
+
+def _mean_point(group: Sequence[Record], label: str, path: Path) -> Point:
     first = group[0]
     means: dict[str, float | None] = {}
     spreads: dict[str, float | None] = {}
@@ -243,7 +277,7 @@ def _mean_point(group: Sequence[Record], path: Path) -> Point:
     temperature, top_p = (optional_number(first, key, path) for key in ("temperature", "top_p"))
     samples = [optional_number(result, "num_samples", path) for result in group]
     return Point(
-        label=str(first.get("checkpoint") or first.get("source") or "unnamed"),
+        label=label,
         steps=round(steps or 0),
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from idlm.evaluation.compare import OUTSIDE
 from idlm.report import draw_bench, draw_frontier, draw_training
 from idlm.report.blocks import Image, Section
 from idlm.report.conditions import condition_tables, flatten, grouped
@@ -20,12 +19,6 @@ _FIRST = (
     *("label", "steps", "temperature", "top_p", "entropy", "gen_ppl", "teacher_steps", "sweep"),
     *("teacher_entropy", "teacher_gen_ppl", "ratio", "ratio_low", "ratio_high", "verdict"),
 )
-_VERDICTS = {
-    "gain": "a gain",
-    "no gain": "nothing is gained over moving along that curve",
-    "loss": "a loss",
-    "undecided": "no verdict without an interval",
-}
 
 
 def sections(found: Findings, *, teacher: str | None, texts: int) -> list[Section]:
@@ -52,42 +45,12 @@ def sections(found: Findings, *, teacher: str | None, texts: int) -> list[Sectio
     return made
 
 
-def headlines(found: Findings) -> list[str]:
-    """What each frontier says at equal steps and equal entropy."""
-    lines = []
-    for one in found.frontiers:
-        rows = [row for row in one.at_entropy if row.get("steps") == row.get("teacher_steps")]
-        told = [row for row in rows if isinstance(row.get("ratio"), float)]
-        lines += [_headline(one, row) for row in told]
-        if silent := [f"{r.get('label')} at {r.get('steps')}" for r in rows if r not in told]:
-            lines.append(
-                f"{one.name}: no comparison at equal steps and entropy for {', '.join(silent)} "
-                f"steps ({OUTSIDE} of the teacher's temperatures)."
-            )
-    return lines
-
-
-def _headline(found: Frontier, row: Record) -> str:
-    """One row in words; only an interval can tell a gain from chance."""
-    low, high = row.get("ratio_low"), row.get("ratio_high")
-    interval = f" (interval {low:.2f} to {high:.2f})" if low and high else ""
-    verdict = _VERDICTS.get(str(row.get("verdict")), _VERDICTS["undecided"])
-    draws = "".join(f", {row[key]}" for key in ("sampler", "sampling_dtype") if row.get(key))
-    curve = f"its teacher's {row.get('sweep', 'temperature')} curve"
-    return (
-        f"{row.get('label')}, {row['steps']} steps{draws}: GenPPL {row['gen_ppl']:.1f} at entropy "
-        f"{row['entropy']:.2f} nats, where {curve} at {row['teacher_steps']} steps has "
-        f"{row['teacher_gen_ppl']:.1f}: {row['ratio']:.2f} times{interval}, {verdict} "
-        f"({found.name})."
-    )
-
-
 def _frontier(number: int, found: Frontier, published: Sequence[Published]) -> Section:
     name = f"frontier-{number}"
     section = Section(name, f"Frontier: {found.name}", f"Frontier {number}")
     section.notes = [f"Judged by {found.judge}.", *_warnings(found)]
     section.pictures = [draw_frontier.frontier(f"{name}-entropy", found)]
-    if any(one.gen_ppl and one.entropy for one in published):
+    if any(one.drawn and one.gen_ppl and one.entropy for one in published):
         section.pictures.append(draw_frontier.frontier(f"{name}-published", found, published))
     section.pictures.append(draw_frontier.against_steps(f"{name}-steps", found))
     calls = draw_frontier.against_calls(f"{name}-calls", found)
@@ -119,17 +82,24 @@ def _warnings(found: Frontier) -> list[str]:
         notes.append(f"Samples per seed: {min(counts)} at the least{worst}.")
     if found.unscored:
         notes.append(f"Rows without a perplexity, which are in no picture: {found.unscored}.")
-    silent = sum(_unscored(record) for record in found.records)
-    if silent:
+    if silent := _counted(found.records, "unscored_samples"):
         notes.append(f"Samples that could not be scored and count in no perplexity: {silent}.")
-    return notes
+    if broken := _counted(found.records, "nonfinite_samples"):
+        notes.append(
+            "Samples whose log-probability under the evaluator is not finite, which leaves their "
+            f"whole set without a perplexity: {broken}."
+        )
+    return [*notes, *(f"Warning: {sentence}" for sentence in found.warnings)]
 
 
-def _unscored(record: Record) -> int:
-    inner = record.get("evaluation")
-    source = inner if isinstance(inner, dict) else record
-    value = source.get("unscored_samples")
-    return value if isinstance(value, int) else 0
+def _counted(records: Sequence[Record], name: str) -> int:
+    """A count of samples, over all records; a record's evaluation may hold it."""
+    total = 0
+    for record in records:
+        inner = record.get("evaluation")
+        value = (inner if isinstance(inner, dict) else record).get(name)
+        total += value if isinstance(value, int) else 0
+    return total
 
 
 def _points(name: str, found: Frontier) -> Table:

@@ -182,6 +182,23 @@ def test_samples_are_kept_on_request(tmp_path, settings):
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["student-2-T1-seed0.jsonl"]
 
 
+def test_cells_that_were_measured_before_their_texts_were_wanted_are_named(
+    tmp_path, settings, capsys
+):
+    settings["seeds"] = [0]
+    run(tmp_path, settings, only=["student"])
+    protocol, kept = read_protocol(written(tmp_path, settings)), tmp_path / "kept"
+    for _ in range(2):  # the texts of the second run are there in the third
+        capsys.readouterr()
+        frontier.run(
+            protocol, tmp_path / "out.json", settings=frontier.Settings("cpu", 2, str(kept))
+        )
+        said = capsys.readouterr().out
+        assert f"no texts in {kept} for 1 cells, which were measured before: student, 2" in said
+        assert "seed 0; to get them, name another --output" in said
+    assert len(list(kept.iterdir())) == 2
+
+
 def test_a_cell_that_another_process_has_claimed_is_left_to_it(
     tmp_path, settings, measured, capsys
 ):

@@ -132,6 +132,14 @@ def test_the_study_writes_table_and_figure_and_measures_nothing_twice(
     monkeypatch.setattr(precision, "demonstration", None)  # would be called in vain
     precision.main(argv)
     assert json.loads(output.read_text()) == first
+    plan["length"] = LENGTH - 2
+    path.write_text(yaml.safe_dump(plan))
+    precision.main(argv)
+    shorter = json.loads(output.read_text())
+    assert len(shorter["cells"]) == 2 * len(first["cells"])  # the longer ones stay
+    assert [row["samples"] for row in shorter["precision"]] == [3, 3]
+    entropies = {c["entropy"] for c in shorter["cells"] if c["length"] == LENGTH - 2}
+    assert {row["entropy_float64"] for row in shorter["precision"]} <= entropies
 
 
 def test_a_protocol_of_one_precision_is_refused(tmp_path, capsys):

@@ -67,6 +67,27 @@ def test_points_beside_a_frontier_have_both_numbers_and_one_corpus():
     assert "D-MMD" in {p.method for p in points}
 
 
+def test_no_number_stands_there_twice_because_another_paper_quotes_it():
+    points = [(r.method, r.process, r.steps, r.genppl, r.entropy) for r in load_published()]
+    known = [point for point in points if None not in point]
+    assert sorted({p for p in known if known.count(p) > 1}) == []
+
+
+def test_what_no_source_states_is_left_empty():
+    rows = load_published()
+    silent = [r for r in rows if r.method in ("DiDi-Instruct", "ELF", "FMLM", "FLM")]
+    assert len(silent) > 10
+    assert {r.top_p for r in silent} == {None}
+    assert {r.tail for r in silent} == {""}
+
+
+def test_float32_of_a_sampler_that_claims_float64_is_explained_in_every_row():
+    rows = [r for r in load_published() if r.method.startswith("IDLM-MDLM")]
+    assert {r.corpus for r in rows} == {"openwebtext", "gsm8k"}
+    assert {r.precision for r in rows} == {"float32"}
+    assert all("released" in r.notes for r in rows)
+
+
 LINES = published_path().read_text(encoding="utf-8").splitlines()
 
 

@@ -70,6 +70,7 @@ def test_two_seeds_give_two_rows_and_their_mean_with_all_conditions(
         {"given": "prompt"},
         {"raw": True},
         {"network_dtype": "bfloat16"},
+        {"compiled": True},
     ],
     ids=lambda condition: next(iter(condition)),
 )
@@ -77,11 +78,66 @@ def test_files_made_under_different_conditions_are_not_averaged(
     condition: dict[str, Any], tmp_path: Path, judge_folder: Path, tokenizer: Any
 ) -> None:
     files = [
-        samples_file(tmp_path / f"{number}.jsonl", ["hello"], tokenizer, **changed)
+        samples_file(tmp_path / f"{number}.jsonl", ["hello"], tokenizer, seed=number, **changed)
         for number, changed in enumerate(({}, condition))
     ]
     found = evaluated(tmp_path, "--samples", *files, "--evaluator", str(judge_folder))
     assert found["summary"] == []
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1, 0), (None, 1)])
+def test_sets_that_their_seeds_do_not_tell_apart_are_no_repetitions(
+    seeds: tuple[int | None, ...],
+    tmp_path: Path,
+    judge_folder: Path,
+    tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [
+        samples_file(tmp_path / f"{number}.jsonl", ["hello"], tokenizer, seed=seed)
+        for number, seed in enumerate(seeds)
+    ]
+    found = evaluated(tmp_path, "--samples", *files, "--evaluator", str(judge_folder))
+    assert found["summary"] == []
+    (said,) = (sentence for sentence in found["warnings"] if "no repetitions" in sentence)
+    assert ", ".join(map(str, seeds)) in said
+    assert all(file in said for file in files)
+    assert said in capsys.readouterr().err
+
+
+def test_one_file_given_twice_is_no_repetition(
+    tmp_path: Path, judge_folder: Path, tokenizer: Any
+) -> None:
+    file = samples_file(tmp_path / "a.jsonl", ["hello"], tokenizer, seed=3)
+    found = evaluated(tmp_path, "--samples", file, file, "--evaluator", str(judge_folder))
+    assert found["summary"] == []
+    assert any(f"no mean: {file}" in sentence for sentence in found["warnings"])
+
+
+def test_kept_samples_of_other_conditions_never_share_a_file(
+    tmp_path: Path, judge_folder: Path, tokenizer: Any
+) -> None:
+    from idlm import models
+
+    config = models.DiffusionConfig(
+        vocab_size=29, model_length=12, hidden_dim=8, cond_dim=4, n_blocks=1, n_heads=2
+    )
+    folders = []
+    for parent in ("one", "two"):
+        folders.append(str(tmp_path / parent / "student"))
+        models.export_folder(models.DiffusionLM(config), folders[-1], tokenizer=tokenizer)
+    kept = tmp_path / "kept"
+    shared = [
+        *("--steps", "2", "--num-samples", "2", "--evaluator", str(judge_folder)),
+        *("--save-samples", str(kept)),
+    ]
+    evaluated(tmp_path, "--checkpoint", *folders, *shared)
+    headers = [read_samples(path)[0]["checkpoint"] for path in kept.iterdir()]
+    assert sorted(headers) == folders
+    evaluated(tmp_path, "--checkpoint", folders[0], "--top-p", "0.5", *shared)
+    assert sorted(read_samples(path)[0]["top_p"] for path in kept.iterdir()) == [0.5, 1.0, 1.0]
+    evaluated(tmp_path, "--checkpoint", *folders, *shared)  # the same samples replace themselves
+    assert len(list(kept.iterdir())) == 3
 
 
 def test_reference_text_is_measured_in_rows_as_long_and_as_many_as_the_samples(

@@ -102,6 +102,19 @@ def test_a_condition_that_few_records_have_is_not_lost():
     assert [row[1] for row in found.rows] == ["", "rare = here", ""]
 
 
+def test_numbers_of_each_sample_are_no_conditions():
+    records = [
+        {"seed": seed, "per_sample": {"nats": [1.5 + seed] * 64, "tokens": [9] * 64}}
+        for seed in range(2)
+    ]
+    tables = condition_tables("t", "t", records)
+    titles = [column.title for table in tables for column in table.columns]
+    text = "".join(table.csv() + table.markdown() + table.latex() for table in tables)
+    assert "seed" in titles
+    assert "per_sample" not in text
+    assert "1.5" not in text
+
+
 def test_conditions_tell_a_number_from_a_truth_value():
     found = condition_tables("c", "Every condition", [{"a": 1}, {"a": True}])
     assert [column.title for column in found[0].columns] == ["a"]

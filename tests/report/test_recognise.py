@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from idlm.errors import UserError
+from idlm.evaluation.published import published_path
 from idlm.report.recognise import collect
 
 
@@ -126,6 +127,57 @@ def test_seeds_of_an_evaluation_become_a_mean_and_its_spread(make, tmp_path):
     assert found.reference == (5.4, 8.0)
 
 
+def evaluation_of(make, path, *headers):
+    """The one frontier of an evaluation whose sets have these headers."""
+    shared = {"checkpoint": "m", "steps": 4, "nfe": 4, "length": 64, "num_samples": 8}
+    results = [
+        {
+            **shared,
+            "seed": number,
+            "source": f"file {number}",
+            "gen_ppl": 9.0,
+            "entropy": 5.0,
+            **one,
+        }
+        for number, one in enumerate(headers)
+    ]
+    found = {"summary": [], "results": results, "warnings": ["few samples"]}
+    (frontier,) = collect([make.write_json(path / "a.json", found)]).frontiers
+    return frontier
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"order": "random"}, {"order": "confidence"}),
+        ({"tail": "ancestral"}, {"tail": "greedy"}),
+        ({"stride": 64}, {"stride": 4}),
+        ({"stop": "none"}, {"stop": "eos"}),
+        ({"given": "nothing"}, {"given": "prompt"}),
+        ({"raw": False}, {"raw": True}),
+        ({"sampling_dtype": "float64"}, {"sampling_dtype": "float32"}),
+        ({"network_dtype": "float32"}, {"network_dtype": "bfloat16"}),
+        ({"compiled": False}, {"compiled": True}),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_sets_made_in_two_ways_are_two_points_whose_names_say_which(make, tmp_path, first, second):
+    points = evaluation_of(make, tmp_path, first, second).points
+    ((name, one),), ((_, two),) = first.items(), second.items()
+    assert [point.label for point in points] == [f"m, {name} {one}", f"m, {name} {two}"]
+    assert [point.seeds for point in points] == [1, 1]
+
+
+def test_sets_of_one_seed_are_two_points_and_said_to_be_no_repetitions(make, tmp_path):
+    found = evaluation_of(make, tmp_path, {"seed": 3}, {"seed": 3}, {"steps": 8, "nfe": 8})
+    assert [point.seeds for point in found.points] == [1, 1, 1]
+    assert [point.gen_ppl_sd for point in found.points] == [None] * 3
+    few, said = found.warnings
+    assert few == "few samples"
+    assert "seeds 3, 3" in said
+    assert "file 0, file 1" in said
+
+
 def test_two_evaluators_in_one_file_are_two_frontiers(make, tmp_path):
     found = make.frontier()
     for name in ("judge", "other"):
@@ -173,6 +225,24 @@ def test_published_numbers_lose_their_spread_and_keep_their_words(results):
     assert [one.entropy for one in found] == [5.28, 5.42, None]
     assert found[1].row["genppl"] == "32.75±1.62"
     assert found[0].row["notes"] == "a, note"
+
+
+def test_a_table_in_the_shipped_layout_is_held_to_its_rules(results, tmp_path):
+    head, line, *_ = published_path().read_text(encoding="utf-8").splitlines()
+    other = line.replace("openwebtext", "lm1b")
+    path = tmp_path / "published.csv"
+    path.write_text("\n".join([head, line, other, ""]), encoding="utf-8")
+    found = collect([results], published=path).published
+    assert [one.drawn for one in found] == [True, False]  # neither number compares across corpora
+    assert (found[0].steps, found[0].gen_ppl, found[0].entropy) == (32, 41.45, 5.31)
+    for lines, sentence in (
+        ([head, line, line, ""], "line 3 repeats line 2"),
+        ([head, line.replace("arXiv 2602.19066", "a blog"), ""], "begin with an arXiv number"),
+        ([head, line.replace("41.45", "-41.45"), ""], "it is above 0"),
+    ):
+        path.write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(UserError, match=sentence):
+            collect([results], published=path)
 
 
 @pytest.mark.parametrize("cell", ["forty", "-3", "0"])

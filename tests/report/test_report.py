@@ -15,6 +15,7 @@ from PIL import Image
 
 from idlm.cli.main import main
 from idlm.errors import UserError
+from idlm.paths import repo_dir
 from idlm.report import make_report
 
 # Elements that HTML closes by themselves.
@@ -297,6 +298,32 @@ def test_samples_that_could_not_be_scored_are_counted_on_the_page(make, tmp_path
     assert "Rows without a perplexity, which are in no picture: 1." in reader.text
 
 
+def test_warnings_and_samples_that_are_not_finite_stand_on_the_page(make, tmp_path):
+    own = {"checkpoint": "m", "nfe": 4, "length": 64, "num_samples": 8, "seed": 0, "entropy": 5.0}
+    results = [
+        {**own, "source": "a", "steps": 4, "gen_ppl": 9.0, "nonfinite_samples": 0},
+        {**own, "source": "b", "steps": 8, "gen_ppl": None, "nonfinite_samples": 2},
+    ]
+    said = ["a: 8 samples are <few>"]
+    found = {"summary": [], "results": results, "warnings": said}
+    path = make.write_json(tmp_path / "a.json", found)
+    _, reader = read(make_report([path], tmp_path / "out").page.parent)
+    assert "Warning: a: 8 samples are <few>" in reader.text
+    assert "not finite, which leaves their whole set without a perplexity: 2." in reader.text
+
+
+def test_a_student_whose_steps_the_teacher_lacks_is_named_among_the_findings(make, tmp_path):
+    found = make.frontier()
+    found["matched"] += [
+        {**found["matched"][0], "steps": 8, "teacher_steps": steps} for steps in (4, 16)
+    ]
+    path = make.write_json(tmp_path / "a.json", found)
+    _, reader = read(make_report([path], tmp_path / "out").page.parent)
+    assert (
+        "no comparison at equal steps for student at 8 steps (the teacher was not measured there)"
+    ) in " ".join(reader.text.split())
+
+
 def test_the_floor_of_the_collapse_monitor_is_drawn(report):
     page, _ = read(report.page.parent)
     figure = re.search(r'<figure id="training-1-curves">.*?</figure>', page, re.DOTALL)[0]
@@ -378,6 +405,13 @@ def test_the_command_writes_the_report_and_says_where(results, tmp_path, capsys)
     assert "left out: " in said.err
     assert "speed.json" in said.err
     assert "Bare" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_page_names_published_numbers_from_where_it_was_made(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(repo_dir())
+    main(["report", str(results / "toys.json"), "--output", str(tmp_path / "out")])
+    table = (tmp_path / "out" / "tables" / "source-files.csv").read_text()
+    assert "\neval/published.csv," in table
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,10 @@ def test_watching_highlights_what_changed_and_shades_what_no_window_reached(fold
 
 
 def test_sets_of_two_tails_are_no_repetitions() -> None:
-    rows = [{"checkpoint": "x", "num_samples": 2, "gen_ppl": 3.0, "tail": tail} for tail in TAILS]
+    shared = {"checkpoint": "x", "num_samples": 2, "gen_ppl": 3.0}
+    rows = [{**shared, "tail": tail, "seed": seed} for seed, tail in enumerate(TAILS)]
     assert summarize(rows) == []
-    assert len(summarize([rows[0], rows[0]])) == 1
+    assert len(summarize([rows[0], {**rows[0], "seed": 1}])) == 1
 
 
 def test_the_tails_of_the_option_are_those_of_the_sampler() -> None:
