@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -92,7 +93,7 @@ def _acquire(lock: Path, subject: str, remedy: str) -> IO[str]:
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("a+", encoding="utf-8")
+            file = _opened(lock)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not lock.parent.is_dir():
                 continue  # its last holder removed the folder between our making and our opening
@@ -112,7 +113,7 @@ def _acquire(lock: Path, subject: str, remedy: str) -> IO[str]:
                     "second run there would not be noticed",
                     file=sys.stderr,
                 )
-                return lock.open("a+", encoding="utf-8")
+                return _opened(lock)
             raise UserError(f"{subject} is in use by {holder}; {remedy}") from None
         if _is_still(lock, file):
             file.truncate(0)
@@ -121,6 +122,26 @@ def _acquire(lock: Path, subject: str, remedy: str) -> IO[str]:
             file.flush()
             return file
         file.close()  # its last holder removed it between our opening and our locking
+
+
+def _opened(lock: Path) -> IO[str]:
+    # a link in a folder of several people could lead to somebody's file
+    number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    file = os.fdopen(number, "r+", encoding="utf-8")
+    _OPEN.add(file)
+    return file
+
+
+def _forget() -> None:
+    """In a forked child: a lock is of the run, not of what loads data for it and may outlive it."""
+    for file in list(_OPEN):
+        with suppress(OSError):
+            file.close()
+    _OPEN.clear()
+
+
+_OPEN: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_forget)
 
 
 def _is_still(lock: Path, file: IO[str]) -> bool:

@@ -136,14 +136,14 @@ def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
-            os.fchmod(file.fileno(), _permissions(path))
+            os.fchmod(file.fileno(), permissions(path))
         os.replace(name, path)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
 
 
-def _permissions(path: Path) -> int:
+def permissions(path: Path) -> int:
     """Those of the file that is there, else what the process gives to a new one."""
     if path.exists():
         return stat.S_IMODE(path.stat().st_mode)

@@ -56,7 +56,8 @@ time_is_up=""
 _stop() {
     time_is_up=yes
     echo "slurm: time is up; stopping the run"
-    kill -TERM "$step" 2>/dev/null || true
+    # to the tasks of the step; srun itself would kill them if it got SIGTERM
+    scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 }
 trap _stop USR1
 

@@ -127,3 +127,41 @@ def test_folders_made_for_a_lock_go_with_it_unless_something_was_written(tmp_pat
         assert target.parent.is_dir() is written
         assert (tmp_path / "a").is_dir() is written
     assert [path.name for path in target.parent.iterdir()] == ["out.json"]
+
+
+def test_a_child_that_outlives_the_run_holds_no_lock(tmp_path: Path) -> None:
+    """A loader's worker lives a few seconds longer than a run that is killed."""
+    script = (
+        "import os, sys, time\n"
+        "from idlm.locks import alone_in\n"
+        f"with alone_in([{str(tmp_path)!r}], remedy='wait'):\n"
+        "    if os.fork() == 0:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(30)\n"
+        "        os._exit(0)\n"
+        "    time.sleep(30)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(repo_dir())}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        run.kill()  # the child goes on
+        run.wait()
+        with alone_in([tmp_path], remedy="wait"):
+            pass
+        os.killpg(run.pid, 9)
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("dear")
+    (tmp_path / ".o.json.lock").symlink_to(victim)
+    with (
+        pytest.raises(UserError, match=r"o\.json cannot be written \(Too many levels"),
+        alone_writing(tmp_path / "o.json", remedy="wait"),
+    ):
+        pass
+    assert victim.read_text() == "dear"

@@ -17,14 +17,22 @@ from idlm.paths import repo_dir
 
 SCRIPT = repo_dir() / "scripts" / "slurm.sh"
 BASH = shutil.which("bash") or "/bin/bash"
+# like the real one, srun itself kills its tasks when it is told to end
 SRUN = """#!/bin/bash
+trap 'echo killed >>"$NOTES/signals"; exit 1' TERM
+trap 'echo saved >>"$NOTES/signals"; exit 0' USR2
+echo $$ >"$NOTES/pid"
 printf '%s\\n' "$@" >"$NOTES/srun"
-trap 'echo TERM >>"$NOTES/signals"; exit 0' TERM
 [ -z "${SRUN_RUNS:-}" ] || { sleep 20 >/dev/null 2>&1 & wait $!; }
 exit "${SRUN_STATUS:-0}"
 """
 SCONTROL = """#!/bin/bash
 echo "$*" >"$NOTES/scontrol"
+"""
+# what reaches the tasks without srun noticing
+SCANCEL = """#!/bin/bash
+echo "$*" >"$NOTES/scancel"
+kill -USR2 "$(cat "$NOTES/pid")"
 """
 
 
@@ -34,7 +42,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     tools, notes = tmp_path / "tools", tmp_path / "notes"
     tools.mkdir()
     notes.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     return {
@@ -129,12 +137,12 @@ def test_when_time_is_up_the_run_gets_sigterm_and_the_job_is_queued_again(
     while not (tmp_path / "notes" / "srun").exists():
         assert job.poll() is None
         time.sleep(0.02)
-    time.sleep(0.2)  # until the pretended run has set its trap
     job.send_signal(signal.SIGUSR1)
     said, _ = job.communicate(timeout=30)
     assert job.returncode == 0
     assert "time is up" in said
-    assert (tmp_path / "notes" / "signals").read_text() == "TERM\n"
+    assert (tmp_path / "notes" / "scancel").read_text() == "--signal=TERM 77.0\n"
+    assert (tmp_path / "notes" / "signals").read_text() == "saved\n"
     assert (tmp_path / "notes" / "scontrol").read_text() == "requeue 77\n"
 
 

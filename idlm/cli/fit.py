@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import traceback
 import warnings
 from argparse import ArgumentError
@@ -16,6 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from idlm import paths
@@ -265,11 +267,16 @@ def run(argv: list[str]) -> None:
     except OmegaConfBaseException as error:
         where = f" in {error.full_key}" if error.full_key else ""
         raise UserError(f"{str(error).splitlines()[0]}{where}; correct the reference") from error
-    except Stopped as stopped:
-        if getattr(rank_zero_only, "rank", 0) == 0:  # one process tells it
+    except (Stopped, SIGTERMException) as stopped:
+        if getattr(rank_zero_only, "rank", 0) > 0:  # one process tells it
+            # Lightning kills the process that started this one if its end looks like a failure
+            raise SystemExit(0) from stopped
+        if isinstance(stopped, Stopped):
             raise
-        # Lightning kills the process that started this one if its end looks like a failure
-        raise SystemExit(0) from stopped
+        raise Stopped(
+            "stopped by SIGTERM outside of a training's updates; nothing was saved anew",
+            signal.SIGTERM,
+        ) from stopped
     except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except (RuntimeError, OSError, EOFError) as error:

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from idlm.errors import UserError
 from idlm.models.archive import Archive
+from idlm.samples import permissions
 
 SUFFIX = ".ckpt"
 # the comment of the zip archive that torch.save writes: fixed length, at the very end of the file
@@ -254,8 +255,11 @@ def _written(target: Path) -> Iterator[IO[bytes]]:
     # no process number in the name: a killed run's is overwritten by the next one
     temporary = target.with_name(f".{target.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # never written through: it may be a link
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             yield file
+            os.fchmod(file.fileno(), permissions(target))
         os.replace(temporary, target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:

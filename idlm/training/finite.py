@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _DATA, _LOSS, _GRADIENT = range(3)
 _SHOWN = 3
@@ -71,12 +72,17 @@ def _first(
         others = [f"{k} {float(v):g}" for k, v in terms if k != "loss" and not bool(v.isfinite())]
         with_ = f" ({', '.join(others)})" if others else ""
         return _LOSS, f"the loss is not finite{with_}", torch.isin(batch["index"], samples)
-    names = [name for name, gradient in gradients if not bool(gradient.isfinite().all())]
+    names = [name for name, gradient in gradients if not bool(_own(gradient).isfinite().all())]
     if not names:
         return _GRADIENT, "the norm of all gradients is not finite, though each of them is", ~rows
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     where = f"{', '.join(names[:_SHOWN])}{more}"
     return _GRADIENT, f"the gradient of {where} is not finite", ~rows
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """This process's part: not every process comes this far, so none may wait for another."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _ranges(numbers: list[int]) -> str:

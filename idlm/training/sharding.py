@@ -189,9 +189,10 @@ def check_strategy(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
     """Refuse a strategy that would shard without knowing how these trainings do.
 
     Raises:
-        UserError: naming the strategy, or the optimiser that cannot be sharded.
+        UserError: naming the strategy, or the optimiser that cannot be sharded; for DDP that would
+            wait for gradients that no update has.
     """
-    from lightning.pytorch.strategies import FSDPStrategy
+    from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
     from idlm.training.muon import MuonAdamW
 
@@ -206,6 +207,16 @@ def check_strategy(strategy: Any, optimizers: Iterable[Optimizer]) -> None:
         raise UserError(
             "muon_lr is above 0, but Muon needs whole matrices and strategy sharded splits them; "
             "set muon_lr to 0, or use strategy ddp"
+        )
+    if (
+        isinstance(strategy, DDPStrategy)
+        and len(list(optimizers)) > 1
+        and not strategy._ddp_kwargs.get("find_unused_parameters", False)
+    ):
+        raise UserError(
+            "strategy ddp waits for gradients of every network, but an update of this training "
+            "has those of student or fake model alone; use strategy "
+            "ddp_find_unused_parameters_true, or sharded"
         )
 
 

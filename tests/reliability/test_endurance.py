@@ -61,7 +61,7 @@ def test_training_and_generation_are_measured_in_one_process(
     for name in ("training", "generation"):
         assert len(found[name]["rss_over_time"]) == 8
         assert min(found[name]["rss_over_time"]) > 50 * MB
-        assert found[name]["handles_growth"] == 0
+        assert found[name]["handles_growth"] <= 0
 
 
 def test_a_section_leaves_the_others_of_the_file_alone(tmp_path: Path) -> None:

@@ -7,18 +7,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from idlm.cli.main import main
 from idlm.paths import repo_dir
 from idlm.reliability.kills import losses, same
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
+
+
+@pytest.fixture(autouse=True)
+def a_terminal() -> Iterator[None]:
+    """Ctrl-C is heard, as it is not in a job that a shell has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +171,21 @@ def test_of_two_processes_one_gets_the_signal_and_both_stop(tiny: Tiny, tmp_path
         _, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     last = tmp_path / "checkpoints" / "last.ckpt"
-    assert err.splitlines()[-1].startswith("idlm: stopped by SIGTERM after step ")
+    assert any(line.startswith("idlm: stopped by SIGTERM after step ") for line in err.splitlines())
     assert err.count("idlm: stopped") == 1
     step = torch.load(last)["global_step"]
     assert step == max(sum(key) for key in losses(log))
     assert f"after step {step}, which is saved; go on with --ckpt_path {last}" in err
+
+
+def test_sigterm_outside_of_the_updates_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Tiny, tmp_path: Path
+) -> None:
+    """Where Lightning ends a process with code 0, which launchers take for a run that is done."""
+
+    def ended(*_: Any, **__: Any) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr("idlm.cli.fit.CLI", ended)
+    assert stopped(tiny.command(tmp_path, updates=1)) == 143
+    assert "stopped by SIGTERM outside of a training's updates" in capsys.readouterr().err

@@ -263,6 +263,11 @@ def test_what_would_hang_or_shard_wrongly_is_refused_in_a_sentence(
             "strategy is ModelParallelStrategy.*use strategy sharded",
         ),
         (
+            distillation(teacher, DMMD()),
+            "ddp",
+            "strategy ddp waits for gradients.*use strategy ddp_find_unused_parameters_true",
+        ),
+        (
             EvaluatorModule(str(teacher), n_layer=1, n_head=1, n_embd=8),
             "sharded",
             "EvaluatorModule does not shard its network.*use strategy ddp",
