@@ -43,7 +43,7 @@ _UNFOUNDED = (
     # the checkpoint after an update is the one wanted
     ".*Using ModelCheckpoint with manual optimization.*",
     # a resumed run goes on in the folder of the first
-    ".*exists and is not empty.*",
+    "Checkpoint directory .* exists and is not empty.*",
     # the data module knows its position and starts there
     ".*resuming from a checkpoint that ended.*",
     ".*LeafSpec.*",

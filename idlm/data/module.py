@@ -19,6 +19,7 @@ from idlm.data.registry import open_corpus
 from idlm.data.resume import check_resumed
 from idlm.data.rows import RowStore
 from idlm.data.streaming import Position, RowStream, StreamedBatches
+from idlm.data.tokenizer import tokenizer_hash
 from idlm.errors import UserError
 from idlm.models.tokenizers import load_tokenizer
 
@@ -169,7 +170,7 @@ class PackedDataModule(lightning.LightningDataModule):
             streaming=self.streaming,
             global_batch_size=self.global_batch_size,
             shuffle_window=self.shuffle_window,
-            rows_key=None if rows is None else self.metadata["train"]["key"],
+            rows_key=self._stream_key() if rows is None else self.metadata["train"]["key"],
             corpus=self.corpus_name,
         )
         start = self._samples_taken // self.global_batch_size
@@ -231,6 +232,7 @@ class PackedDataModule(lightning.LightningDataModule):
         if self.streaming:
             state["position"] = dataclasses.asdict(self._position)
             state["shuffle_window"] = self.shuffle_window
+            state["rows"] = self._stream_key()
         elif "train" in self._rows:
             state["rows"] = self.metadata["train"]["key"]
         return state
@@ -294,6 +296,19 @@ class PackedDataModule(lightning.LightningDataModule):
         )
 
     # Helpers
+
+    def _stream_key(self) -> str:
+        """What a position in a stream counts by; the text itself is known by its name alone."""
+        return cache.cache_key(
+            {
+                "corpus": self.corpus_name,
+                "revision": self.revision,
+                "text_field": self.text_field,
+                "tokenizer": tokenizer_hash(self.tokenizer),
+                "length": self.length,
+                "special_ends": self._special_ends(),
+            }
+        )
 
     def _special_ends(self) -> bool:
         return self.corpus.special_ends if self.special_ends is None else self.special_ends

@@ -14,7 +14,7 @@ def check_resumed(
     streaming: bool,
     global_batch_size: int,
     shuffle_window: int,
-    rows_key: str | None,
+    rows_key: str,
     corpus: str,
 ) -> None:
     """Refuse to continue a run whose next batch would not be the one it was to see.
@@ -25,7 +25,7 @@ def check_resumed(
         streaming: whether rows are packed on the fly now.
         global_batch_size: samples in a batch now; it may change where the position allows it.
         shuffle_window: documents of a stream shuffled at a time now.
-        rows_key: cache key of the training rows now, None when streaming.
+        rows_key: what names the training rows, or the settings of the stream, now.
         corpus: what the user calls the corpus.
 
     Raises:
@@ -56,7 +56,7 @@ def check_resumed(
             f"the checkpoint was trained with shuffle_window={window}, not {shuffle_window}; "
             f"resume with --data.init_args.shuffle_window {window} or start a new run"
         )
-    if rows_key is not None and saved.get("rows", rows_key) != rows_key:
+    if saved.get("rows", rows_key) != rows_key:
         raise UserError(
             f"the training rows of {corpus!r} are not those of the checkpoint: the text, the "
             "tokenizer, length or special_ends changed; resume with the same or start a new run"

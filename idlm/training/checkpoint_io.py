@@ -42,7 +42,7 @@ class CheckedCheckpointIO(TorchCheckpointIO):
     be checked anywhere. The file that it replaces stays as ``NAME.previous.ckpt``.
 
     ``idlm fit`` uses it by itself; a Python program gives it to its trainer: ``plugins=[...]``.
-    Only single files on a local disk are its business; sharded and remote checkpoints are
+    Only single files on a local disk are its business; folders and remote checkpoints are
     Lightning's.
 
     Args:

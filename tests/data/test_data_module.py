@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -229,6 +230,15 @@ def test_a_negative_number_of_rows_is_refused(data: Make) -> None:
 def test_negative_numbers_of_workers_and_of_documents_are_refused(data: Make, name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}=-1 is negative; give 0 for none"):
         data(**{name: -1})
+
+
+@pytest.mark.parametrize("changed", [{"length": 12}, {"special_ends": False}])
+def test_another_stream_is_refused_when_resuming(data: Make, changed: dict[str, Any]) -> None:
+    """A position counts tokens, so it means nothing in rows that are cut otherwise."""
+    module = data(streaming=True, **changed)
+    module.load_state_dict(data(streaming=True, special_ends=True).state_dict())
+    with pytest.raises(UserError, match=r"rows of '.*' are not those of the checkpoint"):
+        module.train_dataloader()
 
 
 def test_another_window_is_refused_when_resuming(data: Make) -> None:
