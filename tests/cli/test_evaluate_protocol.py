@@ -108,7 +108,7 @@ def test_the_equals_sign_is_understood_too(
         (["--batch-size", "0"], "--batch-size is 0"),
         (
             ["--steps", "4"],
-            "unrecognized arguments: --steps 4; type `idlm evaluate --protocol FILE --h",
+            "unrecognized arguments: --steps 4; did you mean --threads",
         ),
         (["--only", "nobody"], "--only 'nobody' selects nothing"),
     ],

@@ -478,7 +478,7 @@ def test_runs_of_this_toolkit_load_from_where_they_stopped(tmp_path: Path) -> No
 
     new = teacher_training(words, schedule="cosine", time_conditioning=True)
     teacher = run(new, "teacher")
-    grown = teacher_training(words, init=str(models.teacher), model_length=24)
+    grown = teacher_training(words, init=str(models.teacher), model_length=48)
     student = distillation(models.teacher)
     chained = distillation(models.teacher, student=str(models.student))
     for module, network, path in (

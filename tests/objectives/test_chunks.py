@@ -82,7 +82,7 @@ def test_the_graph_keeps_no_table_of_the_vocabulary(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         tokens, draw = torch.randint(0, V, (B, L)), Draw(torch.arange(B), B, 0, 0)
         LOSSES[name](trio, tokens, draw)
-    assert max([0, *sizes]) <= 2 * B * V
+    assert max([0, *sizes]) <= max(2 * B, 8) * V  # a chunk, or the head of 8 features
 
 
 def test_no_chunk_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
