@@ -101,8 +101,9 @@ def _device(asked: str) -> str:
 def _measured(
     wanted: tuple[str, ...], device: str, threads: int, *, quick: bool
 ) -> Iterator[Record]:
+    from idlm.bench.speed_growth import growth_record
     from idlm.bench.speed_plan import plan
-    from idlm.bench.speed_run import growth_record, startup
+    from idlm.bench.speed_run import startup
 
     chosen = plan(device, threads, quick=quick)
     about = {"device": device, "device_name": _name(device), "quick": quick, **_versions()}

@@ -45,7 +45,8 @@ def hold(path: Path, *, wait: bool = True) -> Iterator[bool]:
 def _locked(path: Path, wait: bool) -> int | None:
     """A descriptor that holds the lock on the file that ``path`` names now."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # a link in a folder of several people could lead to somebody's file
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # the owner before may have removed the file while this process waited for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,9 +42,6 @@ def diffusion_nats(
         Nats, float64 ``[B]``.
     """
     process = model.process
-    z_t, features = _noised(model, tokens, t, noise, scored, latent)
-    chosen = _counted(process, z_t, scored)
-    times = t.unsqueeze(-1).expand(tokens.shape)[chosen]
 
     def nats(hidden: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor]:
         # one position is one row here: [r, 1]
@@ -51,7 +49,7 @@ def diffusion_nats(
         log_p = process.log_probs(model.head(hidden).unsqueeze(1), z)
         return (process.nll_per_token(log_p, x0, z, t).squeeze(-1).double(),)
 
-    return _by_row(nats, process, chosen, features[chosen], tokens[chosen], z_t[chosen], times)
+    return _summed(nats, model, tokens, t, noise, scored, latent)
 
 
 @torch.no_grad()
@@ -81,9 +79,6 @@ def reconstruction_nats(
         Nats, float64 ``[B]``.
     """
     process = model.process
-    z_t, features = _noised(model, tokens, t, noise, scored, latent)
-    chosen = _counted(process, z_t, scored)
-    times = t.unsqueeze(-1).expand(tokens.shape)[chosen]
 
     def nats(hidden: Tensor, x0: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor]:
         x0, z = x0.unsqueeze(-1), z.unsqueeze(-1)
@@ -91,7 +86,24 @@ def reconstruction_nats(
         last = process.posterior(clean, z, torch.zeros_like(t), t)
         return (-last.gather(-1, x0.unsqueeze(-1)).flatten().log(),)
 
-    return _by_row(nats, process, chosen, features[chosen], tokens[chosen], z_t[chosen], times)
+    return _summed(nats, model, tokens, t, noise, scored, latent)
+
+
+def _summed(
+    nats: Callable[..., tuple[Tensor]],
+    model: DiffusionLM,
+    tokens: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    scored: Tensor | None,
+    latent: Latent | None,
+) -> Tensor:
+    """``nats`` of features, clean tokens, states and times at what counts, by row ``[B]``."""
+    z_t, features = _noised(model, tokens, t, noise, scored, latent)
+    chosen = _counted(model.process, z_t, scored)
+    times = t.unsqueeze(-1).expand(tokens.shape)[chosen]
+    tables = features[chosen], tokens[chosen], z_t[chosen], times
+    return _by_row(nats, model.process, chosen, *tables)
 
 
 def _noised(

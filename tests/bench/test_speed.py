@@ -16,17 +16,15 @@ from torch import Tensor, nn
 
 from idlm.bench import speed_cli, speed_run
 from idlm.bench.speed_fit import FitCase, fits, largest
+from idlm.bench.speed_growth import GrowthCase, exponent, growth_record
 from idlm.bench.speed_plain import plain_sample
 from idlm.bench.speed_plan import plan
 from idlm.bench.speed_report import markdown
 from idlm.bench.speed_run import (
-    GrowthCase,
     LossCase,
     Network,
     SamplerCase,
     Setting,
-    exponent,
-    growth_record,
     median_ratio,
     peak,
     startup,
