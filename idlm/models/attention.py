@@ -39,14 +39,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, backend: str) -> Tensor:
     """Softmax attention without mask, scale 1/sqrt(head size).
 
     Args:
-        q: queries ``[B, L, H, E]``.
-        k: keys, alike.
+        q: queries ``[B, M, H, E]``.
+        k: keys ``[B, L, H, E]``.
         v: values, alike.
         backend: ``auto`` takes flash-attn on CUDA in half precision when it is installed and
             SDPA otherwise; ``sdpa`` and ``flash`` insist.
 
     Returns:
-        ``[B, L, H, E]``.
+        ``[B, M, H, E]``.
     """
     half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
     if backend == "flash" and not half:
@@ -72,6 +72,12 @@ def rotary_tables(inv_freq: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in rotate-half form, pairs (j, j + E/2), for ``[B, L, H, E]``."""
+    """Rotary embedding in rotate-half form, pairs (j, j + E/2), for ``[B, L, H, E]``.
+
+    Args:
+        x: queries or keys.
+        cos: of all positions ``[L, 1, E]``, or of each row's own ``[B, L, 1, E]``.
+        sin: alike.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

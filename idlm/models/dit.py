@@ -118,19 +118,42 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.attention = "auto"
 
-    def forward(self, x: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """One block: states ``[B, L, D]``, modulation ``[B, 6D]`` of adaLN and latent."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unsqueeze(1).chunk(6, -1)
-        y = self.norm1(x) * (1 + scale_a) + shift_a
+    def forward(
+        self, x: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor, at: Tensor | None = None
+    ) -> Tensor:
+        """States ``[B, L, D]`` after the block, or those at positions ``at``.
+
+        Args:
+            x: states ``[B, L, D]``.
+            modulation: of adaLN and latent, ``[B, 6D]``, or each position's own, ``[B, L, 6D]``.
+            cos: of :func:`~idlm.models.attention.rotary_tables`.
+            sin: alike.
+            at: int64 ``[B, M]``: make only these states, ``[B, M, D]``. They look at every
+                position, and what follows the attention knows one position alone.
+        """
+        modulation = modulation.unsqueeze(1) if modulation.dim() == 2 else modulation
+        shift, scale, *_ = modulation.chunk(6, -1)
+        y = self.norm1(x) * (1 + scale) + shift
         batch, length, dim = y.shape
         qkv = self.attn_qkv(y.to(x.dtype))
         q, k, v = qkv.view(batch, length, 3, self.n_heads, dim // self.n_heads).unbind(2)
         # rotate in the tables' precision, attend in the projections'
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        mixed = attend(q, k, v, backend=self.attention).reshape(batch, length, dim)
-        x = x + gate_a * self.dropout(self.attn_out(mixed))
-        y = self.norm2(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.dropout(self.mlp(y.to(x.dtype)))
+        k = rotate(k, cos, sin).to(v.dtype)
+        if at is not None:
+            x, q, cos, sin = take_positions(x, at), take_positions(q, at), cos[at], sin[at]
+            modulation = take_positions(modulation.expand(-1, length, -1), at)
+        q = rotate(q, cos, sin).to(v.dtype)
+        mixed = attend(q, k, v, backend=self.attention).flatten(2)
+        _, _, gate, shift, scale, mlp_gate = modulation.chunk(6, -1)
+        x = x + gate * self.dropout(self.attn_out(mixed))
+        y = self.norm2(x) * (1 + scale) + shift
+        return x + mlp_gate * self.dropout(self.mlp(y.to(x.dtype)))
+
+
+def take_positions(x: Tensor, at: Tensor) -> Tensor:
+    """Entries ``[B, M, ...]`` of ``[B, L, ...]`` at positions ``[B, M]``."""
+    row = torch.arange(len(at), device=at.device).unsqueeze(1)
+    return x[row, at]
 
 
 class Projection(nn.Linear):
@@ -218,13 +241,17 @@ class DiT(nn.Module):
         self.latent = LatentMap(config) if has_latent else None
         self.gradient_checkpointing = False
 
-    def forward(self, tokens: Tensor, sigma: Tensor, latent: Latent | None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, sigma: Tensor, latent: Latent | None, at: Tensor | None = None
+    ) -> Tensor:
         """Features ``[B, L, D]`` ready for the head.
 
         Args:
             tokens: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
             sigma: ``[B]``; ignored when the network has no time conditioning.
             latent: epsilon, or ``None`` for a network without.
+            at: int64 ``[B, M]``: only these positions' features, ``[B, M, D]``. The last block
+                then makes queries, attends and runs its MLP for them alone.
         """
         if not self.time_conditioning:
             sigma = torch.zeros_like(sigma)
@@ -240,14 +267,15 @@ class DiT(nn.Module):
             if latent.vector is not None:
                 extra = list(self.latent.modulations(latent.vector))
         cos, sin = rotary_tables(self.rotary_emb.inv_freq, x.shape[1])
-        for module, more in zip(self.blocks, extra[:-1], strict=True):
+        places = [None] * (len(self.blocks) - 1) + [at]
+        for module, more, where in zip(self.blocks, extra[:-1], places, strict=True):
             block = cast(Block, module)
             modulation = block.adaLN_modulation(c)
             modulation = modulation if more is None else modulation + more
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, modulation, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, modulation, cos, sin, where, use_reentrant=False)
             else:
-                x = block(x, modulation, cos, sin)
+                x = block(x, modulation, cos, sin, where)
         modulation = self.output_layer.adaLN_modulation(c)
         modulation = modulation if extra[-1] is None else modulation + extra[-1]
         shift, scale = modulation.unsqueeze(1).chunk(2, -1)

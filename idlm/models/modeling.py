@@ -128,18 +128,22 @@ class DiffusionLM(PreTrainedModel):
         input_ids: Tensor,
         timesteps: Tensor | None = None,
         latent: Latent | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """Features after the final norm, ``[B, L, D]``.
+        """Features after the final norm, ``[B, L, D]``, or at some positions, ``[B, M, D]``.
 
         Args:
             input_ids: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
             timesteps: sigma ``[B]`` or ``[B, 1]``, or one number for all; zero when left out,
                 which only a network without time conditioning accepts.
             latent: epsilon; a generator draws fresh noise at every call when it is left out.
+            at: positions whose features are asked for, int64 ``[B, M]``, in any order and as often
+                as one likes: the last block works for these alone.
 
         Raises:
             UserError: if a time-conditioned network gets no ``timesteps``, there is another number
-                of them, or the latent has other parts or sizes than the network's.
+                of them, the latent has other parts or sizes than the network's, or ``at`` is not
+                one list of positions for each row.
         """
         batch, length = input_ids.shape[:2]
         if timesteps is None:
@@ -158,7 +162,15 @@ class DiffusionLM(PreTrainedModel):
             latent = self._fresh_latent(batch, length, input_ids.device)
         else:
             self._check_latent(latent, batch, length)
-        return self.backbone(input_ids, timesteps.reshape(-1).expand(batch), latent)
+        sigma = timesteps.reshape(-1).expand(batch)
+        if at is None:  # a network that somebody wrapped need not know of positions
+            return self.backbone(input_ids, sigma, latent)
+        if at.dim() != 2 or len(at) != batch or at.dtype != torch.int64:
+            raise UserError(
+                f"at is {at.dtype} of shape {tuple(at.shape)} for {batch} sequences; pass int64 "
+                "positions, one list for each, [B, M]"
+            )
+        return self.backbone(input_ids, sigma, latent, at)
 
     def _check_latent(self, latent: Latent, batch: int, length: int) -> None:
         """A part that is missing would switch that noise off, and one too many do nothing."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from idlm.errors import UserError
-from idlm.models.attention import attend, check_backend, rotary_tables, rotate
+from idlm.models.attention import check_backend, rotary_tables
 from idlm.models.config import DiffusionConfig
 from idlm.models.dit import Block, DiT, LayerNorm, Rotary, VocabEmbed
 from idlm.models.modeling import DiffusionLM
@@ -49,22 +49,6 @@ class Posterior(NamedTuple):
         return (0.5 * (distance**2 - z**2) + self.log_std.unsqueeze(1)).sum(-1)
 
 
-class PositionBlock(Block):
-    """A block of the DiT in which every position has a modulation of its own."""
-
-    def forward(self, x: Tensor, modulation: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """States ``[B, L, D]``, modulation ``[B, L, 6D]``."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, -1)
-        y = self.norm1(x) * (1 + scale_a) + shift_a
-        qkv = self.attn_qkv(y.to(x.dtype)).unflatten(-1, (3, self.n_heads, -1))
-        q, k, v = qkv.unbind(2)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        mixed = attend(q, k, v, backend=self.attention).flatten(2)
-        x = x + gate_a * self.dropout(self.attn_out(mixed))
-        y = self.norm2(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.dropout(self.mlp(y.to(x.dtype)))
-
-
 class Recognition(nn.Module):
     """r_phi(z | x0, x_t) of VADD (arXiv 2505.17384): a transformer as large as the denoiser.
 
@@ -94,7 +78,7 @@ class Recognition(nn.Module):
         dim, cond, size = config.hidden_dim, config.cond_dim, config.latent_global
         self.vocab_embed = VocabEmbed(config.vocab_size, dim)
         self.rotary_emb = Rotary(dim // config.n_heads)
-        self.blocks = nn.ModuleList(PositionBlock(config) for _ in range(config.n_blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.condition = nn.Parameter(torch.randn(cond))
         self.mask = nn.Parameter(torch.randn(cond))
         # zero: the blocks start as the student's, masked or not

@@ -3,9 +3,9 @@
 The published step draws, at every masked position, from p_theta(x0 | z_t) scaled by
 (alpha_s - alpha_t)/(1 - alpha_t) with the rest on the mask. That is the same as drawing first
 *which* positions reveal, a Bernoulli each, and then a token there only. So one step costs one
-backbone call plus the head on the revealed positions, and none at all when nothing reveals: the
-published cached sampler skips a call when no token changed and the network ignores time, which
-between two calls of this one never happens.
+backbone call, whose last block works for the revealed positions alone, plus the head on these, and
+nothing when nothing reveals: the published cached sampler skips a call when no token changed and
+the network ignores time, which between two calls of this one never happens.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from idlm.sampling.base import (
     Settings,
     StepState,
     calling,
+    features_at,
     features_of,
 )
 from idlm.sampling.categorical import draw, nucleus, temper
@@ -83,19 +84,20 @@ def sample_ancestral(
             keys: dict[str, Any] = {"seed": settings.seed, "step": window * steps + i}
             keys["sample"] = sample[rows]
             latent = model.sample_latent(length=tokens.shape[1], **keys)
-            hidden = features_of(model, tokens[rows], sigmas[i].expand(len(rows)), latent)
+            inputs = model, tokens[rows], sigmas[i].expand(len(rows)), latent
             if settings.order == RANDOM:
-                found = chosen[going].nonzero(as_tuple=True)
-                row, place = (index.to(tokens.device, non_blocking=True) for index in found)
+                hidden, row, place = features_at(*inputs, chosen[going])
             else:
+                hidden = features_of(*inputs)
                 coin = random.uniform(tokens.shape[1], stream=Stream.REVEAL, **keys)
                 certainty = _certainty(model, hidden, masked[rows], settings.order)
                 number = count[going].to(tokens.device, non_blocking=True)
                 reveal = surest(certainty, masked[rows], number, coin)
                 row, place = reveal.nonzero(as_tuple=True)
                 when = when.index_put((rows[row], place), when.new_tensor(i))
+                hidden = hidden[row, place]
             noise = random.uniform(tokens.shape[1], stream=Stream.TOKEN, **keys)
-            drawn, probabilities = _draw(model, hidden[row, place], noise[row, place], settings)
+            drawn, probabilities = _draw(model, hidden, noise[row, place], settings)
             tokens = tokens.index_put((rows[row], place), drawn)
             masked = masked & (when != i)
         if callback is not None:

@@ -36,7 +36,7 @@ from idlm.sampling.base import (
     Settings,
     StepState,
     calling,
-    features_of,
+    features_at,
 )
 from idlm.sampling.categorical import draw, nucleus, temper
 
@@ -133,10 +133,10 @@ def sample_uniform(
         if len(rows):
             nfe += 1
             keys["sample"] = sample[rows]
-            places = asked[rows].nonzero(as_tuple=True)
             sigma = process.schedule.sigma(grid[i]).float().expand(len(rows)).to(tokens.device)
             latent = model.sample_latent(length=length, **keys)
-            hidden = features_of(model, tokens[rows], sigma, latent)[places]
+            hidden, row, place = features_at(model, tokens[rows], sigma, latent, asked[rows])
+            places = row, place
             state = tokens[rows][places]
             if mixture is None:
                 drawn, shown = _best(model, hidden, state, settings)

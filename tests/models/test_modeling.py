@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,46 @@ def test_the_head_on_any_positions_equals_the_whole_model(make: Make, tokens: Te
     masked = tokens == 12
     torch.testing.assert_close(model.head(features[masked]), logits[masked], atol=1e-6, rtol=0)
     assert model.head(features[0, 3]).shape == (13,)
+
+
+@pytest.mark.parametrize("settings", [{}, {"time_conditioning": True}, BOTH])
+def test_features_at_some_positions_equal_those_of_all_in_value_and_gradient(
+    make: Make, tokens: Tensor, settings: dict[str, Any]
+) -> None:
+    """In any order and more than once; the last block's saving must not be seen."""
+    model = make(**settings).double()
+    for name, weight in model.named_parameters():
+        if ".latent." in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    at = torch.tensor([[3, 0, 11, 3], [7, 1, 2, 5]])
+    sigma = torch.tensor([0.3, 2.0]).double()
+    latent = model.sample_latent(torch.arange(2), 12, seed=0, step=0)
+    weight = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1)).double()
+    whole = model.features(tokens, sigma, latent)[torch.arange(2)[:, None], at]
+    expected = torch.autograd.grad((whole * weight).sum(), used(model))
+    for checkpointing in (False, True):
+        model.train().set_gradient_checkpointing(checkpointing)
+        some = model.features(tokens, sigma, latent, at)
+        assert some.shape == (2, 4, 16)
+        torch.testing.assert_close(some, whole, atol=1e-12, rtol=0)
+        found = torch.autograd.grad((some * weight).sum(), used(model))
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+def used(model: DiffusionLM) -> list[torch.nn.Parameter]:
+    """What features depend on: all but the vocabulary projection."""
+    names = "output_layer.linear", "sigma_map" if not model.config.time_conditioning else "?"
+    return [p for name, p in model.named_parameters() if not any(n in name for n in names)]
+
+
+@pytest.mark.parametrize(
+    "at", [torch.zeros(2), torch.zeros(3, 1).long(), torch.zeros(2).long()], ids=str
+)
+def test_positions_that_are_no_list_for_each_row_are_refused(
+    make: Make, tokens: Tensor, at: Tensor
+) -> None:
+    with pytest.raises(UserError, match=r"for 2 sequences; pass int64 positions, one list"):
+        make().features(tokens, at=at)
 
 
 def test_unknown_arguments_are_refused_not_swallowed(make: Make, tokens: Tensor) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.models.dit import Block
-from idlm.models.recognition import PositionBlock, Posterior, Recognition
+from idlm.models.dit import Block, take_positions
+from idlm.models.recognition import Posterior, Recognition
 
 Make = Callable[..., DiffusionLM]
 
@@ -54,16 +54,19 @@ def before_the_norm(network: Any, norm: torch.nn.Module, *inputs: Tensor) -> Ten
     return seen[0]
 
 
-def test_a_block_with_one_modulation_for_all_positions_is_the_denoisers() -> None:
+def test_a_block_takes_one_modulation_for_all_positions_or_each_ones_own() -> None:
     torch.manual_seed(0)
     sizes: Any = {"hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
     config = DiffusionConfig(vocab_size=13, **sizes)
-    plain, ours = Block(config).double(), PositionBlock(config).double()
-    ours.load_state_dict(plain.state_dict())
+    block = Block(config).double()
     x, modulation = torch.randn(2, 5, 16).double(), torch.randn(2, 96).double()
     cos, sin = torch.randn(2, 5, 1, 8).double()
-    out = ours(x, modulation.unsqueeze(1).expand(2, 5, 96), cos, sin)
-    torch.testing.assert_close(out, plain(x, modulation, cos, sin), atol=1e-12, rtol=0)  # fp64
+    out = block(x, modulation.unsqueeze(1).expand(2, 5, 96), cos, sin)
+    same = {"atol": 1e-12, "rtol": 0}  # fp64
+    torch.testing.assert_close(out, block(x, modulation, cos, sin), **same)
+    own, at = torch.randn(2, 5, 96).double(), torch.tensor([[4, 0], [1, 1]])
+    some = block(x, own, cos, sin, at)
+    torch.testing.assert_close(some, take_positions(block(x, own, cos, sin), at), **same)
 
 
 @pytest.mark.parametrize("conditioned", [False, True])

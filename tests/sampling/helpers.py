@@ -9,6 +9,7 @@ from torch import Tensor
 
 import idlm
 from idlm.models import DiffusionLM
+from idlm.models.dit import take_positions
 from tests.sampling.exact import State, count
 
 
@@ -37,12 +38,13 @@ def once_per_state(model: DiffusionLM, states: int) -> None:
     """
     features = model.features
 
-    def shared(tokens: Tensor, sigma: Tensor, latent: Any) -> Tensor:
+    def shared(tokens: Tensor, sigma: Tensor, latent: Any, at: Tensor | None = None) -> Tensor:
         code = (tokens * states ** torch.arange(tokens.shape[1])).sum(1)
         row = code.unique(return_inverse=True)[1]
         found = torch.empty(int(row.max()) + 1, tokens.shape[1], dtype=torch.int64)
         found[row] = tokens
-        return features(found, sigma[: len(found)], latent)[row]
+        hidden = features(found, sigma[: len(found)], latent)[row]
+        return hidden if at is None else take_positions(hidden, at)
 
     model.features = shared
 

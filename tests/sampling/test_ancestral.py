@@ -94,6 +94,26 @@ def test_the_head_runs_where_tokens_are_revealed_and_on_nothing_given(
     assert sum(rows) == drawn + ranked
 
 
+def test_the_last_block_works_for_the_revealed_positions_alone(make: Make) -> None:
+    model = make(n_blocks=2).double().with_latent(latent_global=2, latent_position=2)
+    widths: dict[str, list[int]] = {"first": [], "last": []}
+    blocks = model.backbone.blocks
+    for name, block in zip(widths, (blocks[0], blocks[-1]), strict=True):
+        block.mlp.register_forward_hook(
+            lambda _, args, out, seen=widths[name]: seen.append(out.shape[1])
+        )
+    revealed: list[int] = []
+    settings: dict[str, Any] = {"steps": 5, "seed": 0}
+    lean = idlm.generate(
+        model, 3, 16, callback=lambda s: revealed.append(int(s.revealed.sum(1).max())), **settings
+    )
+    assert widths["first"] == [16] * 5
+    assert widths["last"] == revealed  # as many as the row with the most
+    assert max(revealed) < 16
+    model.compile_backbone(backend="eager", dynamic=False)  # one shape for all steps
+    assert torch.equal(idlm.generate(model, 3, 16, **settings).tokens, lean.tokens)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_head_in_small_pieces_gives_the_same_tokens(
     make: Make, monkeypatch: pytest.MonkeyPatch, order: str
