@@ -63,7 +63,8 @@ def growth_record(case: GrowthCase, found: list[Record]) -> Record:
     }
     for cost in ("lean_seconds", "backbone_seconds", "beyond_bytes"):
         values: list[Any] = [record.get(cost) for record in found]
-        if all(values):
+        # the peak of a tiny work may hide behind what the process had before
+        if all(value is not None and value > 0 for value in values):
             out[cost] = values
             out[f"{cost}_exponent"] = exponent(sizes, values)
     return out

@@ -12,7 +12,7 @@ drawn only where z shows them, and G is compared only where z hides them; no pos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch import Tensor
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.base import Draw, LossSum, Networks, row_weights
 from idlm.objectives.chunks import in_chunks, sum_of_rows
-from idlm.objectives.divergences import entropy
+from idlm.objectives.divergences import entropy, row_dot
 from idlm.processes import Absorbing
+from idlm.processes.absorbing import LOG_ZERO
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
@@ -89,7 +90,7 @@ def simulate(
         drawn = asked & ~scored
 
         def tokens_of(hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            log_g = process.clean_log_probs(student.head(hidden))
+            log_g = torch.log_softmax(_clean_logits(student, hidden), -1)
             return draw_categorical(log_g, noise), entropy(log_g)
 
         coins = draw.uniform(length, stream=Stream.TOKEN)
@@ -116,13 +117,13 @@ def auxiliary_loss(
     def cross_entropy(
         hidden: Tensor, weight: Tensor, answer: Tensor, soft: Tensor, x0: Tensor, *anchor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        log_fake = process.clean_log_probs(fake.head(hidden))
+        log_fake = torch.log_softmax(_clean_logits(fake, hidden), -1)
         with torch.no_grad():
             law = _law(networks.student, answer, soft, x0)
             if anchor:
                 target = _teacher(objective, networks, *anchor).exp_()
                 law = law.add_(target, alpha=objective.anchor)
-        cross = -(law * log_fake).sum(-1)
+        cross = -row_dot(law, log_fake)
         return weight * cross, cross
 
     tables = [_features(objective, fake, state), _weights(objective, fake, state)]
@@ -147,12 +148,16 @@ def student_loss(
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             gap = _teacher(objective, networks, teacher)
-            gap = gap.sub_(process.clean_log_probs(networks.fake.head(fake)))
+            gap = gap.sub_(torch.log_softmax(_clean_logits(networks.fake, fake), -1))
             expected = gap.gather(-1, x0.unsqueeze(-1)).squeeze(-1)
             gap = _where(gap, soft)
-        log_g = process.clean_log_probs(student.head(_where(answer, soft)))
-        expected = expected.masked_scatter(soft, (log_g.exp() * gap).sum(-1))
-        spread = entropy(log_g)
+        logits = _clean_logits(student, _where(answer, soft))
+        law = torch.softmax(logits, -1)
+        expected = expected.masked_scatter(soft, row_dot(law, gap))
+        with torch.no_grad():  # H = log Z - <G, logits>, without another table
+            best, token = law.max(-1, keepdim=True)
+            log_z = (logits.gather(-1, token) - best.log()).squeeze(-1)
+            spread = log_z - row_dot(law, logits)
         return -weight * expected, spread.new_zeros(len(soft)).masked_scatter(soft, spread)
 
     tables = [teacher, fake, _weights(objective, student, state), *_answers(state, tokens)]
@@ -172,7 +177,29 @@ def _features(objective: AlternatingDistillation, model: DiffusionLM, state: Sim
 def _teacher(objective: AlternatingDistillation, networks: Networks, hidden: Tensor) -> Tensor:
     """log p of the teacher to distil, sharpened if that is asked for, a new table ``[r, V]``."""
     model = networks.teacher
-    return objective.sharpening(absorbing(model).clean_log_probs(model.head(hidden)))
+    return objective.sharpening(torch.log_softmax(_clean_logits(model, hidden), -1))
+
+
+def _clean_logits(model: DiffusionLM, hidden: Tensor) -> Tensor:
+    """Logits of x0 at masked positions, ``[r, V]`` in fp32 at least; nothing is on the mask."""
+    logits = model.head(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    lowered: Tensor = _Lowered.apply(logits, absorbing(model).mask_id)
+    return lowered
+
+
+class _Lowered(torch.autograd.Function):
+    """A column of a new table set to log 0 in place: autograd's own way makes two more tables."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, column: int) -> Tensor:
+        logits[..., column] = LOG_ZERO
+        ctx.mark_dirty(logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None  # that of the column is 0: softmax gave it no weight
 
 
 def _weights(objective: AlternatingDistillation, model: DiffusionLM, state: Simulation) -> Tensor:
@@ -192,11 +219,10 @@ def _answers(state: Simulation, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 def _law(student: DiffusionLM, answer: Tensor, soft: Tensor, x0: Tensor) -> Tensor:
     """G at some scored positions, ``[r, V]``, from :func:`_answers`; without gradient."""
-    process = absorbing(student)
-    law = process.clean_log_probs(student.head(_where(answer, soft))).exp_()
+    law = torch.softmax(_clean_logits(student, _where(answer, soft)), -1)
     if len(law) == len(soft):
         return law
-    full = law.new_zeros(len(soft), process.vocab_size)
+    full = law.new_zeros(len(soft), law.shape[-1])
     full[soft] = law
     return full.scatter_add_(-1, x0.unsqueeze(-1), (~soft).to(law.dtype).unsqueeze(-1))
 

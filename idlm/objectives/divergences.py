@@ -13,10 +13,16 @@ def log_mean_exp(values: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])
 
 
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> of rows ``[..., V]``, ``[...]``, without a table of their products."""
+    with torch.autocast(a.device.type, enabled=False):  # which would sum in bf16
+        return torch.linalg.vecdot(a, b)
+
+
 def entropy(log_p: Tensor) -> Tensor:
     """Entropy of finite log-probabilities ``[..., V]``, without gradient, ``[...]``."""
     with torch.no_grad():
-        return -(log_p.exp() * log_p).sum(-1)
+        return -row_dot(log_p.exp(), log_p)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -137,7 +137,9 @@ def features_at(
     found = asked.nonzero()
     row, place = found.to(tokens.device, non_blocking=True).unbind(1)
     width = int(asked.sum(1).max())
-    if model.compiled or width == asked.shape[1]:
+    # features that somebody put in place of the network's own know no positions
+    own = "features" not in vars(model)
+    if model.compiled or not own or width == asked.shape[1]:
         return features_of(model, tokens, sigma, latent)[row, place], row, place
     slot = (asked.cumsum(1) - 1)[asked]
     at = found.new_zeros(len(asked), width).index_put((found[:, 0], slot), found[:, 1])

@@ -148,9 +148,9 @@ def test_the_backbone_is_called_as_often_as_the_sampler_calls_it(
     calls: list[tuple[int, ...]] = []
     real = speed_run.DiffusionLM.features
 
-    def counted(self: Any, tokens: Tensor, *args: Any) -> Tensor:
+    def counted(self: Any, tokens: Tensor, *args: Any, **options: Any) -> Tensor:
         calls.append(tuple(tokens.shape))
-        return real(self, tokens, *args)
+        return real(self, tokens, *args, **options)
 
     monkeypatch.setattr(speed_run.DiffusionLM, "features", counted)
     case = SamplerCase(TINY, batch=3, length=16, steps=2, repeats=1, plain_repeats=1)

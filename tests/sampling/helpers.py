@@ -9,7 +9,6 @@ from torch import Tensor
 
 import idlm
 from idlm.models import DiffusionLM
-from idlm.models.dit import take_positions
 from tests.sampling.exact import State, count
 
 
@@ -38,13 +37,12 @@ def once_per_state(model: DiffusionLM, states: int) -> None:
     """
     features = model.features
 
-    def shared(tokens: Tensor, sigma: Tensor, latent: Any, at: Tensor | None = None) -> Tensor:
+    def shared(tokens: Tensor, sigma: Tensor, latent: Any) -> Tensor:
         code = (tokens * states ** torch.arange(tokens.shape[1])).sum(1)
         row = code.unique(return_inverse=True)[1]
         found = torch.empty(int(row.max()) + 1, tokens.shape[1], dtype=torch.int64)
         found[row] = tokens
-        hidden = features(found, sigma[: len(found)], latent)[row]
-        return hidden if at is None else take_positions(hidden, at)
+        return features(found, sigma[: len(found)], latent)[row]
 
     model.features = shared
 

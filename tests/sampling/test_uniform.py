@@ -18,7 +18,6 @@ from torch import Tensor
 import idlm
 from idlm.errors import UserError
 from idlm.models import DiffusionLM
-from idlm.models.dit import take_positions
 from idlm.processes import Uniform
 from idlm.sampling import StepState, uniform
 from idlm.sampling.sharded import Processes, _merged, generate_sharded
@@ -329,11 +328,10 @@ def test_the_sampler_follows_the_exact_network(make: Make) -> None:
     model = tiny(make, context=2)
     model.config.model_length = 2
 
-    def features(tokens: Tensor, sigma: Tensor, latent: Any, at: Tensor | None = None) -> Tensor:
+    def features(tokens: Tensor, sigma: Tensor, latent: Any) -> Tensor:
         t = float((1.0 - torch.exp(-sigma[0].double())) / 0.999)
         table = {z: leave_one_out(z, t) for z in product(range(K), repeat=2)}
-        scores = torch.tensor([table[tuple(row)] for row in tokens.tolist()]).double().log()
-        return scores if at is None else take_positions(scores, at)
+        return torch.tensor([table[tuple(row)] for row in tokens.tolist()]).double().log()
 
     model.features, model.head = features, lambda logits: logits
     out = idlm.generate(model, 10_000, 2, 16, seed=SEED, batch_size=10_000)
