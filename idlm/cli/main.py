@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from idlm.cli import early, faults
+from idlm.cli import early, faults, launch
 from idlm.errors import Stopped, UserError
 
 # name: (module with ``run(argv)``, help line). The first three share LightningCLI, which wants
@@ -96,8 +96,12 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("IDLM_DEBUG") == "1":
             traceback.print_exc()
-        _fail(f"idlm: error: {printable(str(error))}", EXIT_USAGE)
+        if arguments[0] in LIGHTNING_SUBCOMMANDS:  # the others have agreed on who speaks
+            launch.let_main_process_speak()
+        _fail(f"idlm: error: {launch.named(printable(str(error)))}", EXIT_USAGE)
     except Stopped as stopped:
+        if launch.process_index() > 0:  # they stop together
+            raise SystemExit(stopped.exit_code) from None
         _fail(f"idlm: {stopped}", stopped.exit_code)
     except KeyboardInterrupt:
         _fail("idlm: interrupted", EXIT_INTERRUPTED)

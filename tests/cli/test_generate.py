@@ -13,7 +13,7 @@ import torch
 
 import idlm
 from idlm import sampling
-from idlm.cli import evaluate, generate, generate_options, main, shared
+from idlm.cli import evaluate, generate, generate_options, launch, main, shared
 from idlm.errors import UserError
 from idlm.evaluation.cells import weights_revision
 from idlm.models import decode, load_tokenizer
@@ -509,7 +509,7 @@ def test_launchers_are_recognised_by_their_environment(monkeypatch, environment,
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert shared.launched_processes() == count
+    assert launch.launched_processes() == count
 
 
 def blocks(language):
