@@ -54,17 +54,17 @@ def alone_in(folders: Iterable[str | Path], *, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def alone_writing(path: str | Path, *, remedy: str) -> Iterator[None]:
-    """Be the only process that makes this file; a device or pipe is nobody's.
+    """Be the only process that makes this file or folder; a device or pipe is nobody's.
 
     Args:
-        path: of the file that is to be written.
+        path: of what is to be written, as a whole.
         remedy: what to do where another process makes it, for the message.
 
     Raises:
         UserError: naming the process that makes it, or a folder that cannot be written.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         yield
         return
     target = path.resolve()
