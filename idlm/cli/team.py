@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -78,8 +78,12 @@ def met(count: int, device: str | None, failure: UserError | None) -> Iterator[T
             processes cannot meet.
         SystemExit: where another process of the launch says what is wrong.
     """
-    # what may be wrong with the device is told below, by one process
-    with join(count, "cpu" if device == "cpu" else None) as found:
+    with ExitStack() as stack:
+        try:
+            # what may be wrong with the device is told below, by one process
+            found = stack.enter_context(join(count, "cpu" if device == "cpu" else None))
+        except UserError as error:
+            raise failure or error from None
         team = Team(found.index, found.count, found.device)
         team.together(lambda: _check(team, count, device, failure))
         yield team

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import PartialState
 
 import idlm
 from idlm import sampling
@@ -484,16 +485,20 @@ def test_a_bundled_model_that_is_not_there_is_one_sentence(monkeypatch, tmp_path
         generate.run([])
 
 
-def test_only_the_main_process_tells_what_all_processes_know(arguments, monkeypatch, capsys):
+def test_a_mistake_is_told_also_where_the_processes_cannot_meet(monkeypatch, capsys):
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")  # so that it is restored
+        monkeypatch.delenv(name)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, spoken in (("0", "idlm: error: argument --steps"), ("1", "")):
+    for rank, named in (("0", "options\n"), ("1", "options (process 1 of 2)\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as stop:
             main.main(["generate", "--steps", "many"])
+        PartialState._reset_state()
         assert stop.value.code == 2
         err = capsys.readouterr().err
-        assert err.startswith(spoken)
-        assert bool(err) == bool(spoken)
+        assert err.startswith("idlm: error: argument --steps")
+        assert err.endswith(named)
 
 
 @pytest.mark.parametrize(
