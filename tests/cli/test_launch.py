@@ -118,7 +118,7 @@ def test_gsm8k_has_the_answers_of_one_process(
     from idlm.evaluation import gsm8k
 
     monkeypatch.setattr(gsm8k, "PART", 2)
-    questions = ["How many?", "why " * 100, "A cow has 4 legs?", "And 9?", "Two and two?"]
+    questions = ["How many?", "why " * 100, "How many?", "How many?", "How many?"]
     records = [{"question": text, "answer": "#### 5"} for text in questions]
     file = tmp_path / "test.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
