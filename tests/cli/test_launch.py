@@ -262,19 +262,44 @@ def test_a_fault_of_one_process_has_one_traceback_and_memory_one_sentence(
     assert other.err.endswith(" (process 1 of 2)\n")
 
 
-def test_a_training_lets_the_main_process_speak_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("argv", "end"),
+    [
+        (["fit", "--config", "gone.yaml"], "owt_16step.yaml"),
+        (["inspect", "--gone"], "for the options"),
+        (["gone"], "for what each does"),
+    ],
+)
+def test_where_processes_do_not_meet_the_others_let_the_main_one_speak_first(
+    argv: list[str], end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    argv = ["fit", "--config", str(tmp_path / "gone.yaml")]
-    for rank, end in (("0", "owt_16step.yaml"), ("3", "owt_16step.yaml (process 3 of 4)")):
+    for rank, named in (("0", f"{end}\n"), ("3", f"{end} (process 3 of 4)\n")):
         monkeypatch.setenv("RANK", rank)
         said = spoken(argv)
         assert said.code == 2
-        assert said.err.endswith(f"{end}\n")
+        assert said.err.endswith(named)
         assert bool(slept) is (rank == "3")
+
+
+@pytest.mark.parametrize("command_line", [["fit"], ["generate"]])
+def test_an_interruption_of_all_is_told_once(
+    command_line: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from idlm.cli import main
+
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_dispatch", interrupt)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said.append(spoken(command_line))
+    assert said == [Said(130, "", "idlm: interrupted\n"), Said(130, "", "")]
 
 
 def test_a_training_that_stops_together_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
