@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+
+from idlm.cli.main import main
 
 
 def launch(count: int, work: Callable[[int], Any], *, timeout: float = 120) -> list[Any]:
@@ -42,6 +47,44 @@ def launch(count: int, work: Callable[[int], Any], *, timeout: float = 120) -> l
         for process in processes:
             process.join(5)
             process.kill()
+
+
+def command(count: int, argv: list[str], **settings: Any) -> list[Said]:
+    """Run a command line of ``idlm`` in ``count`` processes.
+
+    Args:
+        count: of processes.
+        argv: the command line.
+        settings: ``before``, called with its rank in each process first.
+    """
+    before = settings.pop("before", None)
+
+    def work(rank: int) -> Said:
+        if before is not None:
+            before(rank)
+        return spoken(argv)
+
+    return launch(count, work, **settings)
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def spoken(argv: list[str]) -> Said:
+    """Run a command line of ``idlm`` in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(argv)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Said(code, out.getvalue(), err.getvalue())
 
 
 def _run(rank: int, count: int, port: int, work: Callable[[int], Any], answer: Connection) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from idlm import locks
 from idlm.errors import UserError
-from idlm.locks import RUN_LOCK, alone_in, alone_writing, held
+from idlm.locks import RUN_LOCK, alone_in, alone_writing, awaited, held, tried
 from idlm.paths import repo_dir
 
 REMEDY = "wait for it"
@@ -85,8 +91,6 @@ def test_a_file_is_made_by_one_process_and_a_device_by_any(tmp_path: Path) -> No
 def test_a_lock_whose_file_was_removed_in_between_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fcntl
-
     lock, calls = tmp_path / "lock", []
     real = fcntl.flock
 
@@ -106,9 +110,6 @@ def test_a_lock_whose_file_was_removed_in_between_is_taken_anew(
 def test_a_file_system_without_locks_is_said_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import errno
-    import fcntl
-
     def none(*args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -165,3 +166,116 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     ):
         pass
     assert victim.read_text() == "dear"
+
+
+def test_trying_says_whether_the_lock_is_held_and_runs_the_block_either_way(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "x.lock"
+    with tried(lock, subject="it") as one, tried(lock, subject="it") as other:
+        assert (one, other) == (True, False)
+    with tried(lock, subject="it") as again:
+        assert again
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_says_for_what_and_gets_the_lock_when_its_holder_dies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / RUN_LOCK
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(repo_dir())},
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        timer = threading.Timer(0.3, holder.kill)
+        timer.start()
+        with awaited(lock, subject="the table", patience=0.05):
+            assert lock.read_text().startswith(f"process {os.getpid()} ")
+        timer.join()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"idlm: waiting for the table, in use by process {holder.pid} on ")
+
+
+def test_a_wait_that_is_soon_over_says_nothing_and_one_without_end_is_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "x.lock"
+    said = rf"it is still in use by process {os.getpid()} .* after 0\.05 s; try later"
+    with (
+        held(lock, subject="it", remedy=REMEDY),
+        pytest.raises(UserError, match=said),
+        awaited(lock, subject="it", timeout=0.05, remedy="try later"),
+    ):
+        pass
+    with awaited(lock, subject="it", timeout=0.05):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+MODES: dict[str, Callable[[Path], AbstractContextManager[object]]] = {
+    "refusing": lambda lock: held(lock, subject="it", remedy=REMEDY),
+    "waiting": lambda lock: awaited(lock, subject="it"),
+    "trying": lambda lock: tried(lock, subject="it"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_goes_on_aloud_without_locks_and_follows_no_link(
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    link.symlink_to(victim)
+    with (
+        pytest.raises(UserError, match=r"it cannot be written \(Too many levels"),
+        MODES[mode](link),
+    ):
+        pass
+    assert not victim.exists()
+
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(locks, "_SAID", set())
+    for _ in range(2):  # said once for a folder
+        with MODES[mode](tmp_path / "x.lock") as mine:
+            assert mine in (None, True)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "it is on a file system without locks (No locks available)" in line
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lock_that_fails_otherwise_is_one_sentence(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with (
+        pytest.raises(UserError, match=r"it cannot be locked \(Input/output error\); name a place"),
+        MODES[mode](tmp_path / "x.lock"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_forked_child_that_leaves_the_block_does_not_remove_its_parents_lock(
+    mode: str, tmp_path: Path
+) -> None:
+    lock = tmp_path / "x.lock"
+    held_here = MODES[mode](lock)
+    with held_here:
+        child = os.fork()
+        if child == 0:
+            held_here.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert lock.exists()
+        with tried(lock, subject="it") as other:
+            assert not other
+    assert not lock.exists()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges, reads_text
-from idlm.cli.shared import Parser, check_writable
+from idlm.cli.launch import launched_processes, meeting
+from idlm.cli.shared import Parser, check_writable, hold_output
 from idlm.errors import UserError
-from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.cli.evaluate_metrics import Judges
     from idlm.metrics.report import SampleSet
+    from idlm.sampling.sharded import Processes
 
 
 # First words of other measurements, each with options and a --help of its own.
@@ -97,33 +96,48 @@ def run(argv: list[str]) -> None:
         if any(argument.partition("=")[0] == name for argument in argv):
             importlib.import_module(module).run(argv)
             return
-    args = _parser().parse_args(argv)
-    _check(args)
-    names = check_options(args)
-    remedy = "wait for it to end, or name another file with --output"
-    with alone_writing(args.output, remedy=remedy) if args.output else nullcontext():
-        _evaluate(args, argv, names)
+
+    def prepare() -> tuple[argparse.Namespace, tuple[str, ...]]:
+        args = _parser().parse_args(argv)
+        _check(args)
+        return args, check_options(args)
+
+    with (
+        ExitStack() as output,
+        meeting(prepare, lambda found: found[0].device) as ((args, names), processes),
+    ):
+        if processes.count > 1:
+            args.device = str(processes.device)
+        processes.together(lambda: hold_output(output, args.output, processes))
+        processes.together(lambda: _evaluate(args, argv, names, processes))
 
 
-def _evaluate(args: argparse.Namespace, argv: list[str], names: tuple[str, ...]) -> None:
-    from idlm.cli.evaluate_reference import reference_sets
+def _evaluate(
+    args: argparse.Namespace, argv: list[str], names: tuple[str, ...], processes: Processes
+) -> None:
+    """Every process of a launch takes its share and knows all results; the main one tells them."""
+    from idlm.cli.evaluate_generate import generated
     from idlm.metrics.report import summarize, write_json
 
     # Files are read, and the evaluator is opened, before hours of generation; so is the reference,
     # after the first set, whose length it takes.
-    text = reads_text(args, names)
-    read = [_read(path, needs_text=text) for path in args.samples or []]
-    judges = open_judges(args, names)
-    made = iter(read or _generated(args))
+    def opened() -> tuple[list[SampleSet], Judges]:
+        text = reads_text(args, names)
+        read = [_read(path, needs_text=text) for path in args.samples or []]
+        return read, open_judges(args, names)
+
+    read, judges = processes.together(opened)
+    made = iter(read or generated(args, processes))
     sets = read or [next(made)]
     against: list[SampleSet] = []
     others = None
     if args.reference:
-        reference, others = reference_sets(args, sets)
-        judges.check_reference(sets, reference)
+        reference, others = processes.together(lambda: _reference(args, sets, judges))
         against = [reference]
     sets = read or [*sets, *made]
-    results = _measured(judges, sets, against, others)
+    results = _measured(judges, sets, against, others, processes)
+    if processes.index > 0:
+        return
     summary = summarize(results)
     said = _warnings(args, judges, sets, results)
     _print(args, judges, results, summary)
@@ -134,8 +148,22 @@ def _evaluate(args: argparse.Namespace, argv: list[str], names: tuple[str, ...])
         print(f"written: {write_json(args.output, document)}")
 
 
+def _reference(
+    args: argparse.Namespace, sets: list[SampleSet], judges: Judges
+) -> tuple[SampleSet, SampleSet | None]:
+    from idlm.cli.evaluate_reference import reference_sets
+
+    reference, others = reference_sets(args, sets)
+    judges.check_reference(sets, reference)
+    return reference, others
+
+
 def _measured(
-    judges: Judges, sets: list[SampleSet], against: list[SampleSet], others: SampleSet | None
+    judges: Judges,
+    sets: list[SampleSet],
+    against: list[SampleSet],
+    others: SampleSet | None,
+    processes: Processes,
 ) -> list[dict[str, Any]]:
     """Results of all sets, then of the reference, which is held against other rows of its text."""
     from rich.console import Console
@@ -146,11 +174,14 @@ def _measured(
     pairs += [(reference, judges.control(others)) for reference in against]
     console = Console(stderr=True)
     # into a file or a pipe an interrupted bar would leave an empty line
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal or processes.index > 0
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         total = judges.passes() * sum(len(samples.texts) for samples, _ in pairs)
         task = bar.add_task("scoring", total=total)
         return [
-            judges.measure(samples, other, advance=lambda n: bar.advance(task, n))
+            judges.measure(
+                samples, other, advance=lambda n: bar.advance(task, n), processes=processes
+            )
             for samples, other in pairs
         ]
 
@@ -188,6 +219,11 @@ def _check(args: argparse.Namespace) -> None:
             "give either --samples FILE... (from `idlm generate`) or --checkpoint X to generate "
             "first; type `idlm evaluate --help` for the options"
         )
+    if args.device_map and (count := launched_processes()) > 1:
+        raise UserError(
+            f"--device-map {args.device_map} spreads one evaluator over all devices and there are "
+            f"{count} processes, each with an evaluator; leave it out, or start one process"
+        )
     for name, low in (("batch_size", 1), ("max_length", 2), ("num_samples", 1)):
         value = getattr(args, name)
         if value is not None and value < low:
@@ -209,57 +245,6 @@ def _read(path: str, *, needs_text: bool) -> SampleSet:
             "themselves with --no-retokenize (mauve cannot), or generate again without --no-text"
         )
     return SampleSet(path, [r["text"] or "" for r in rows], [r["tokens"] for r in rows], header)
-
-
-def _generated(args: argparse.Namespace) -> Iterator[SampleSet]:
-    """One sample set for every checkpoint, step count, temperature and seed."""
-    import torch
-
-    import idlm
-    from idlm.evaluation.cells import weights_revision
-    from idlm.evaluation.keep import file_name, keep_samples
-    from idlm.metrics.report import SampleSet
-    from idlm.models import decode, load_tokenizer
-    from idlm.sampling.generate import SAMPLING_DTYPE
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for checkpoint in args.checkpoint:
-        model = idlm.load(checkpoint, revision=args.revision, device=device, raw=args.raw)
-        tokenizer = load_tokenizer(
-            args.tokenizer or checkpoint, revision=None if args.tokenizer else args.revision
-        )
-        revision = args.revision or weights_revision(checkpoint)
-        grid = [(s, t, r) for s in args.steps for t in args.temperature for r in args.seed]
-        for steps, temperature, seed in grid:
-            made = idlm.generate(
-                model,
-                args.num_samples,
-                args.length,
-                steps,
-                seed=seed,
-                temperature=temperature,
-                top_p=args.top_p,
-                progress=sys.stderr.isatty(),
-            )
-            header = {
-                "checkpoint": checkpoint,
-                "revision": revision,
-                "raw": args.raw,
-                "steps": steps,
-                "nfe": made.nfe,
-                "length": made.tokens.shape[1],
-                "temperature": temperature,
-                "top_p": args.top_p,
-                "sampling_dtype": SAMPLING_DTYPE,
-                "seconds": made.seconds,
-                "num_samples": args.num_samples,
-                "seed": seed,
-            }
-            texts, tokens = decode(tokenizer, made.tokens), made.tokens.tolist()
-            if args.save_samples:
-                name = file_name({**header, "tokenizer": args.tokenizer})
-                keep_samples(Path(args.save_samples) / name, made.tokens, texts, header=header)
-            yield SampleSet(checkpoint, texts, tokens, header)
 
 
 def _document(

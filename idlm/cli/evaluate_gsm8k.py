@@ -8,14 +8,20 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.launch import meeting
+from idlm.cli.shared import Parser, check_writable, hold_output, require_bundled
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from idlm.data.problems import Problem
+    from idlm.evaluation.gsm8k import Protocol
+    from idlm.metrics.exact_match import ExactMatch
+    from idlm.models import DiffusionLM
+    from idlm.sampling.sharded import Processes
 
 _PLAIN_WIDTH = 160
 # Of the real test set, 1,319 problems: fewer have an error that hides most differences.
@@ -90,23 +96,42 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
-    args = _parser().parse_args(argv)
-    _check(args)
+
+    def prepare() -> argparse.Namespace:
+        args = _parser().parse_args(argv)
+        _check(args)
+        return args
+
+    with ExitStack() as output, meeting(prepare, lambda args: args.device) as (args, processes):
+        processes.together(lambda: hold_output(output, args.output, processes))
+        results = processes.together(lambda: _answered(args, argv, processes))
+        if processes.index > 0:
+            return
+        _print(results)
+        if args.output:
+            print(f"written: {args.output}")
+
+
+def _answered(
+    args: argparse.Namespace, argv: list[str], processes: Processes
+) -> list[dict[str, Any]]:
+    """All results; the main process writes them as they come."""
     from idlm.evaluation.conditions import document
     from idlm.metrics.report import write_json
 
     results: list[dict[str, Any]] = []
 
     def write(**unfinished: Any) -> None:
-        if args.output:
+        if args.output and processes.index == 0:
             write_json(args.output, document(argv, results=results, **unfinished))
 
-    for result in _results(args, lambda so_far: write(unfinished=so_far)):
+    def keep(so_far: dict[str, Any]) -> None:
+        processes.together(lambda: write(unfinished=so_far))
+
+    for result in _results(args, keep, processes):
         results.append(result)
-        write()
-    _print(results)
-    if args.output:
-        print(f"written: {args.output}")
+        processes.together(write)
+    return results
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -121,19 +146,44 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _results(
-    args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+    args: argparse.Namespace, keep: Callable[[dict[str, Any]], None], processes: Processes
 ) -> Iterator[dict[str, Any]]:
     """One result for every checkpoint, number of steps and seed; ``keep`` gets what one has yet."""
     from rich.console import Console
     from rich.progress import Progress
 
-    import idlm
+    from idlm.evaluation.gsm8k import answer_problems
+
+    protocols, metric, problems = processes.together(lambda: _asked(args))
+    hidden = processes.index > 0
+    if not hidden:
+        _warn(problems)
+    for checkpoint in args.checkpoint:
+        model, tokenizer, source = processes.together(
+            lambda: _open(args, checkpoint, processes)  # noqa: B023
+        )
+        for protocol in protocols:
+            run_of = {**source, **asdict(protocol)}
+            with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+                task = bar.add_task("answering and judging", total=len(problems))
+                found = answer_problems(
+                    model,
+                    tokenizer,
+                    problems,
+                    protocol,
+                    metric,
+                    advance=functools.partial(bar.advance, task),
+                    keep=functools.partial(_unfinished, keep, run_of),
+                    processes=processes,
+                )
+            yield {**source, **_finite(found)}
+
+
+def _asked(args: argparse.Namespace) -> tuple[list[Protocol], ExactMatch, list[Problem]]:
+    """How problems are put, how answers are judged, and the problems."""
     from idlm.data.problems import read_problems
-    from idlm.devices import pick_device
-    from idlm.evaluation.cells import weights_revision
-    from idlm.evaluation.gsm8k import Protocol, answer_problems
+    from idlm.evaluation.gsm8k import Protocol
     from idlm.metrics.exact_match import ExactMatch
-    from idlm.models import load_tokenizer
     from idlm.sandbox import Limits
 
     limits = Limits(seconds=args.program_seconds, memory_mb=args.program_memory)
@@ -151,35 +201,29 @@ def _results(
         )
         for steps, seed in itertools.product(args.steps, args.seed)
     ]
-    problems = read_problems(args.gsm8k, split=args.split, limit=args.problems)
-    _warn(problems)
-    device = pick_device(args.device)
-    for checkpoint in args.checkpoint:
-        model = idlm.load(checkpoint, revision=args.revision, device=device, raw=args.raw)
-        tokenizer = load_tokenizer(
-            args.tokenizer or checkpoint, revision=None if args.tokenizer else args.revision
-        )
-        source = {
-            "checkpoint": checkpoint,
-            "revision": args.revision or weights_revision(checkpoint),
-            "raw": args.raw,
-            "data": args.gsm8k,
-            "split": args.split,
-        }
-        for protocol in protocols:
-            run_of = {**source, **asdict(protocol)}
-            with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task("answering and judging", total=len(problems))
-                found = answer_problems(
-                    model,
-                    tokenizer,
-                    problems,
-                    protocol,
-                    metric,
-                    advance=functools.partial(bar.advance, task),
-                    keep=functools.partial(_unfinished, keep, run_of),
-                )
-            yield {**source, **_finite(found)}
+    return protocols, metric, read_problems(args.gsm8k, split=args.split, limit=args.problems)
+
+
+def _open(
+    args: argparse.Namespace, checkpoint: str, processes: Processes
+) -> tuple[DiffusionLM, Any, dict[str, Any]]:
+    """Model, tokenizer, and what was asked of which."""
+    import idlm
+    from idlm.evaluation.cells import weights_revision
+    from idlm.models import load_tokenizer
+
+    model = idlm.load(checkpoint, revision=args.revision, device=processes.device, raw=args.raw)
+    tokenizer = load_tokenizer(
+        args.tokenizer or checkpoint, revision=None if args.tokenizer else args.revision
+    )
+    source = {
+        "checkpoint": checkpoint,
+        "revision": args.revision or weights_revision(checkpoint),
+        "raw": args.raw,
+        "data": args.gsm8k,
+        "split": args.split,
+    }
+    return model, tokenizer, source
 
 
 def _unfinished(

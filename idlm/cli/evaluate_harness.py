@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from idlm.cli.launch import launched_processes, meeting
 from idlm.errors import UserError
 
 _FLAG = "--lm-eval"
@@ -17,10 +18,11 @@ def run(argv: list[str]) -> None:
             ``--model idlm --model_args checkpoint=X --tasks lambada_openai``.
 
     Raises:
-        UserError: if the harness is not installed, or ``--lm-eval`` does not come first.
+        UserError: if the harness is not installed, ``--lm-eval`` does not come first, or several
+            processes were launched.
     """
-    if argv[0] != _FLAG:
-        raise UserError(f"{_FLAG} comes first; everything behind it goes to the harness")
+    with meeting(lambda: _check(argv), lambda _: None):
+        pass
     from idlm.evaluation.harness import register
 
     register()
@@ -34,3 +36,13 @@ def run(argv: list[str]) -> None:
         cli_evaluate()
     finally:
         sys.argv = before
+
+
+def _check(argv: list[str]) -> None:
+    if argv[0] != _FLAG:
+        raise UserError(f"{_FLAG} comes first; everything behind it goes to the harness")
+    if (count := launched_processes()) > 1:
+        raise UserError(
+            f"{_FLAG} runs in one process and there are {count}, each of which would do all of it; "
+            "start it without a launcher"
+        )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.launch import meeting
+from idlm.cli.shared import Parser, check_writable, hold_output, require_bundled
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from idlm.evaluation.likelihood import HeldOut
     from idlm.models import DiffusionLM
+    from idlm.sampling.sharded import Processes
 
 _PLAIN_WIDTH = 160
 _DEFAULT_CORPUS = "python_docs"
@@ -77,15 +80,23 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
-    args = _parser().parse_args(argv)
-    _check(args)
-    from idlm.evaluation.conditions import document
-    from idlm.metrics.report import write_json
 
-    results = list(_results(args))
-    _print(results)
-    if args.output:
-        print(f"written: {write_json(args.output, document(argv, results=results))}")
+    def prepare() -> argparse.Namespace:
+        args = _parser().parse_args(argv)
+        _check(args)
+        return args
+
+    with ExitStack() as output, meeting(prepare, lambda args: args.device) as (args, processes):
+        processes.together(lambda: hold_output(output, args.output, processes))
+        results = processes.together(lambda: list(_results(args, processes)))
+        if processes.index > 0:
+            return
+        from idlm.evaluation.conditions import document
+        from idlm.metrics.report import write_json
+
+        _print(results)
+        if args.output:
+            print(f"written: {write_json(args.output, document(argv, results=results))}")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -107,28 +118,20 @@ def _check(args: argparse.Namespace) -> None:
         require_bundled(checkpoint)
 
 
-def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One result for every checkpoint and corpus."""
+def _results(args: argparse.Namespace, processes: Processes) -> Iterator[dict[str, Any]]:
+    """One result for every checkpoint and corpus; processes of a launch share the rows."""
     from rich.console import Console
     from rich.progress import Progress
 
-    import idlm
-    from idlm.devices import pick_device
-    from idlm.evaluation.cells import weights_revision
     from idlm.evaluation.likelihood import measure_likelihood
     from idlm.metrics.likelihood import NelboPerplexity
 
-    device = pick_device(args.device)
     for checkpoint in args.checkpoint:
-        model = idlm.load(checkpoint, revision=args.revision, device=device, raw=args.raw)
-        source = {
-            "checkpoint": checkpoint,
-            "revision": args.revision or weights_revision(checkpoint),
-            "raw": args.raw,
-        }
+        model, source = processes.together(lambda: _open(args, checkpoint, processes))  # noqa: B023
         # every corpus is opened before hours are spent on the first
-        texts = list(_texts(args, checkpoint, model))
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        texts = _opened_texts(args, checkpoint, model, processes)
+        hidden = processes.index > 0
+        with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
             task = bar.add_task("scoring", total=sum(len(text.rows) for text in texts))
             advance = functools.partial(bar.advance, task)
             for text in texts:
@@ -140,7 +143,35 @@ def _results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     seed=args.seed,
                     batch_size=args.batch_size,
                 )
-                yield {**source, **measure_likelihood(text, metric, advance=advance)}
+                found = measure_likelihood(text, metric, advance=advance, processes=processes)
+                yield {**source, **found}
+
+
+def _open(
+    args: argparse.Namespace, checkpoint: str, processes: Processes
+) -> tuple[DiffusionLM, dict[str, Any]]:
+    """The model, and which it is."""
+    import idlm
+    from idlm.evaluation.cells import weights_revision
+
+    model = idlm.load(checkpoint, revision=args.revision, device=processes.device, raw=args.raw)
+    return model, {
+        "checkpoint": checkpoint,
+        "revision": args.revision or weights_revision(checkpoint),
+        "raw": args.raw,
+    }
+
+
+def _opened_texts(
+    args: argparse.Namespace, checkpoint: str, model: DiffusionLM, processes: Processes
+) -> list[HeldOut]:
+    """The main process packs what is not in the cache yet, and the others find it there."""
+    texts: list[HeldOut] = []
+    for turn in (processes.index == 0, processes.index > 0):
+        texts += processes.together(
+            lambda: list(_texts(args, checkpoint, model)) if turn else []  # noqa: B023
+        )
+    return texts
 
 
 def _texts(args: argparse.Namespace, checkpoint: str, model: DiffusionLM) -> Iterator[HeldOut]:

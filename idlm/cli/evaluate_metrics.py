@@ -12,6 +12,7 @@ from idlm.errors import UserError
 if TYPE_CHECKING:
     from idlm.metrics import Evaluator, GenerativePerplexity, GradientMoment, Mauve
     from idlm.metrics.report import SampleSet
+    from idlm.sampling.sharded import Processes
 
 EVALUATOR = "gpt2-large"
 HALF_BATCH = 4
@@ -148,14 +149,24 @@ class Judges:
         data: SampleSet | None,
         *,
         advance: Callable[[int], None],
+        processes: Processes,
     ) -> dict[str, Any]:
-        """Every number of one set; those against ``data`` are None without it."""
+        """Every number of one set, which ``processes`` share; those against ``data`` may be None.
+
+        They are without it.
+        """
         from idlm.evaluation.against import mauve_numbers, moment_numbers
         from idlm.metrics.report import measure
 
-        found = measure(samples, self.perplexity, metrics=self.names, advance=advance)
+        found = measure(
+            samples, self.perplexity, metrics=self.names, advance=advance, processes=processes
+        )
         if self.mauve is not None:
-            found |= {"mauve": None} if data is None else mauve_numbers(samples, data, self.mauve)
+            found |= (
+                {"mauve": None}
+                if data is None
+                else mauve_numbers(samples, data, self.mauve, processes=processes)
+            )
         if self.moment is not None:
             found |= (
                 {"gradient_moment": None}
@@ -167,6 +178,7 @@ class Judges:
                     half_batch=self.half_batch,
                     retokenize=self.retokenize,
                     advance=advance,
+                    processes=processes,
                 )
             )
         return found

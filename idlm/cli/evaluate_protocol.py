@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from idlm.cli.shared import Parser, check_writable, launched_processes, main_process_speaks
+from idlm.cli.launch import meeting
+from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
 
 _BATCH_SIZE = 16
@@ -59,35 +60,36 @@ def run(argv: list[str], *, prog: str = "idlm evaluate --protocol FILE") -> dict
     Raises:
         UserError: for bad usage or input.
     """
-    with main_process_speaks():
+
+    def prepare() -> tuple[argparse.Namespace, Path]:
         args = _parser(prog).parse_args(argv)
         output = Path(args.output or Path("eval/results") / f"{Path(args.protocol).stem}.json")
         _check(args, output)
+        return args, output
 
+    with meeting(prepare, lambda found: found[0].device) as ((args, output), processes):
         from idlm.evaluation.frontier import Settings
         from idlm.evaluation.frontier import run as measure
         from idlm.evaluation.protocol import read_protocol
-        from idlm.sampling.sharded import join
 
-        protocol = read_protocol(args.protocol)
-        with join(launched_processes(), args.device) as processes:
-            settings = Settings(str(processes.device), args.batch_size, args.save_samples)
+        protocol = processes.together(lambda: read_protocol(args.protocol))
+        settings = Settings(str(processes.device), args.batch_size, args.save_samples)
 
-            def work() -> dict[str, Any]:
-                return measure(
-                    protocol,
-                    output,
-                    only=args.only,
-                    workers=args.workers,
-                    threads=args.threads,
-                    settings=settings,
-                )
+        def work() -> dict[str, Any]:
+            return measure(
+                protocol,
+                output,
+                only=args.only,
+                workers=args.workers,
+                threads=args.threads,
+                settings=settings,
+            )
 
-            content = processes.together(work)  # waits for all
-            if processes.index > 0:
-                return None
-            if processes.count > 1:
-                content = work()  # nothing is left to measure: the others' cells come in
+        content = processes.together(work)  # waits for all
+        if processes.index > 0:
+            return None
+        if processes.count > 1:
+            content = work()  # nothing is left to measure: the others' cells come in
     from idlm.cli.gain_table import print_gains
     from idlm.evaluation.guards import say
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from idlm.cli.shared import Parser, check_writable, require_bundled
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.models import DiffusionLM
@@ -108,14 +109,15 @@ def run(argv: list[str]) -> None:
     written = fix_latent_at_zero(model) if args.latent == "zero" else model
     check_layout(written.config, args.layout)
     tokenizer = None if args.no_tokenizer else _tokenizer(args, model)
-    folder = export_folder(
-        written,
-        args.output,
-        tokenizer=tokenizer,
-        card=_card(args, model, written, metrics, has_tokenizer=tokenizer is not None),
-        dtype=getattr(torch, args.dtype),
-        layout=args.layout,
-    )
+    with alone_writing(args.output, remedy="wait for it to end, or name another folder"):
+        folder = export_folder(
+            written,
+            args.output,
+            tokenizer=tokenizer,
+            card=_card(args, model, written, metrics, has_tokenizer=tokenizer is not None),
+            dtype=getattr(torch, args.dtype),
+            layout=args.layout,
+        )
     if written is not model:
         print(
             "idlm: the latent is fixed at zero: what is written is one component of the "

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from idlm.cli.generate_options import WATCH_DELAY, parse
 from idlm.cli.given import Given
-from idlm.cli.shared import launched_processes, main_process_speaks
+from idlm.cli.launch import meeting
+from idlm.cli.shared import hold_output
 from idlm.errors import UserError
-from idlm.locks import alone_writing
 
 if TYPE_CHECKING:
     from idlm.cli.watch import Watch
@@ -33,17 +33,13 @@ def run(argv: list[str]) -> None:
     Raises:
         UserError: for bad usage or input.
     """
-    with main_process_speaks():
-        args, given = parse(argv)
-
-        from idlm.sampling.sharded import join
-
-        with ExitStack() as output:
-            with join(launched_processes(), args.device) as processes:
-                opened = processes.together(lambda: _open(args, given, processes, output))
-                out = _generate(args, given, opened, processes)
-            if processes.index == 0:
-                _deliver(args, given, opened, out)
+    with ExitStack() as output:
+        with meeting(lambda: parse(argv), lambda found: found[0].device) as (found, processes):
+            args, given = found
+            opened = processes.together(lambda: _open(args, given, processes, output))
+            out = processes.together(lambda: _generate(args, given, opened, processes))
+        if processes.index == 0:
+            _deliver(args, given, opened, out)
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,7 @@ def _open(
 ) -> _Opened:
     """Read the model and all else that can be wrong, before hours of work and not after."""
     written = args.output is not None and processes.index == 0
-    if written:
-        remedy = "wait for it to end, or name another file with --output"
-        output.enter_context(alone_writing(args.output, remedy=remedy))
+    hold_output(output, args.output, processes)
     import torch
 
     import idlm

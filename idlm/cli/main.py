@@ -20,7 +20,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from idlm.cli import early, faults
+from idlm.cli import early, faults, launch
 from idlm.errors import Stopped, UserError
 
 # name: (module with ``run(argv)``, help line). The first three share LightningCLI, which wants
@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")
+# Their processes, where a launcher started several, agree on who speaks.
+MEETING_COMMANDS = ("generate", "evaluate")
 
 # A path that the user named, and that the system does not let this program use.
 _REFUSALS = (
@@ -96,15 +98,19 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("IDLM_DEBUG") == "1":
             traceback.print_exc()
-        _fail(f"idlm: error: {printable(str(error))}", EXIT_USAGE)
+        if arguments[0] not in MEETING_COMMANDS:
+            launch.let_main_process_speak()
+        _fail(f"idlm: error: {launch.named(printable(str(error)))}", EXIT_USAGE)
     except Stopped as stopped:
+        if launch.process_index() > 0:  # they stop together
+            raise SystemExit(stopped.exit_code) from None
         _fail(f"idlm: {stopped}", stopped.exit_code)
     except KeyboardInterrupt:
-        _fail("idlm: interrupted", EXIT_INTERRUPTED)
+        _interrupted()
     except SystemExit as stop:
         # Lightning answers Ctrl-C by exit(1) from its `except KeyboardInterrupt`.
         if isinstance(stop.__context__, KeyboardInterrupt):
-            _fail("idlm: interrupted", EXIT_INTERRUPTED)
+            _interrupted()
         raise
     except BrokenPipeError:
         if not _stdout_reader_is_gone():
@@ -117,11 +123,11 @@ def main(argv: list[str] | None = None) -> None:
             _report_fault()
         name = printable(os.fsdecode(error.filename))
         shown = name if len(name) <= 120 else f"{name[:120]}..."
-        _fail(
-            f"idlm: error: {shown!r} cannot be used ({error.strerror}); check its permissions, or "
-            "name another file or folder",
-            EXIT_USAGE,
+        sentence = (
+            f"{shown!r} cannot be used ({error.strerror}); check its permissions, or name another "
+            "file or folder"
         )
+        _fail(f"idlm: error: {launch.named(sentence)}", EXIT_USAGE)
     except Exception:  # noqa: BLE001 - the last line of defence prints what it caught
         _report_fault()
 
@@ -182,6 +188,13 @@ def _report_fault() -> NoReturn:
         "the traceback above, in the project's issue tracker",
         EXIT_FAULT,
     )
+
+
+def _interrupted() -> NoReturn:
+    """A terminal interrupts all processes of a launch; one says so."""
+    if launch.process_index() > 0:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    _fail("idlm: interrupted", EXIT_INTERRUPTED)
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

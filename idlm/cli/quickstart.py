@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from idlm.cli.quickstart_plan import Plan, affordable_samples
 from idlm.cli.shared import Parser, check_writable, require_bundled
 from idlm.errors import UserError
+from idlm.locks import alone_in
 from idlm.paths import BUNDLED_MODELS
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def run(argv: list[str]) -> None:
     folder = check_writable("--output", args.output, folder=True)
     for name in BUNDLED_MODELS:
         require_bundled(name)
-    tell(Plan(seed=args.seed), folder)
+    with alone_in([folder], remedy="wait for it to end, or name another folder with --output"):
+        tell(Plan(seed=args.seed), folder)
 
 
 def tell(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from idlm.cli.shared import Parser, check_writable
 from idlm.errors import UserError
 from idlm.evaluation.published import published_path
+from idlm.locks import alone_in
 
 
 def _parser() -> Parser:
@@ -60,14 +61,15 @@ def run(argv: list[str]) -> None:
     published = Path(args.published) if args.published else _published()
     from idlm.report import make_report
 
-    report = make_report(
-        args.runs,
-        folder,
-        published=published,
-        title=args.title,
-        teacher=args.teacher,
-        texts=args.texts,
-    )
+    with alone_in([folder], remedy="wait for it to end, or name another folder with --output"):
+        report = make_report(
+            args.runs,
+            folder,
+            published=published,
+            title=args.title,
+            teacher=args.teacher,
+            texts=args.texts,
+        )
     for name, why in report.left_out:
         print(f"left out: {name}: {why}", file=sys.stderr)
     print(f"written: {report.page} and {len(report.files)} files of figures and tables beside it")

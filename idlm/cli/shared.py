@@ -6,12 +6,16 @@ import argparse
 import difflib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 from idlm.paths import BUNDLED_MODELS, repo_dir, resolve
+
+if TYPE_CHECKING:
+    from idlm.sampling.sharded import Processes
 
 _LONGEST_MESSAGE = 400
 
@@ -102,6 +106,22 @@ def check_writable(option: str, path: str | Path, *, folder: bool = False) -> Pa
     return path
 
 
+def hold_output(output: ExitStack, path: str | None, processes: Processes) -> None:
+    """Let the main process alone make the file that a command writes, until ``output`` ends.
+
+    Args:
+        output: what lets go of it.
+        path: the value of ``--output``; None if there is none.
+        processes: of the launch.
+
+    Raises:
+        UserError: naming the process that makes the file already.
+    """
+    if path is not None and processes.index == 0:
+        remedy = "wait for it to end, or name another file with --output"
+        output.enter_context(alone_writing(path, remedy=remedy))
+
+
 def require_bundled(name: str) -> str:
     """The folder of a bundled model; any other name is returned as it is.
 
@@ -115,38 +135,3 @@ def require_bundled(name: str) -> str:
             "a complete checkout, or make it with scripts/make_models.sh"
         )
     return found
-
-
-# torchrun and accelerate set the first name, MPI's launchers the others.
-_COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-
-
-def launched_processes() -> int:
-    """How many processes this one was launched with, itself included."""
-    return max(1, _from_environment(_COUNT, 1))
-
-
-@contextmanager
-def main_process_speaks() -> Iterator[None]:
-    """Errors of the block are told by the main process; the others leave with the same code.
-
-    For blocks that fail in every process or in none.
-    """
-    if launched_processes() == 1 or _from_environment(_INDEX, 0) == 0:
-        yield
-        return
-    try:
-        yield
-    except UserError:
-        raise SystemExit(2) from None
-    except Exception as error:  # the main process has it too, and tells it
-        raise SystemExit(1) from error
-
-
-def _from_environment(names: tuple[str, ...], default: int) -> int:
-    for name in names:
-        value = os.environ.get(name, "")
-        if value.isdecimal():
-            return int(value)
-    return default

@@ -15,16 +15,20 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from idlm.data.packing import PackingReport
 from idlm.errors import UserError
+from idlm.locks import awaited
+from idlm.samples import permissions
 
 log = logging.getLogger(__name__)
+
+_ELSEWHERE = "set IDLM_CACHE or --data.init_args.cache_dir to a folder that can"
 
 FORMAT = 1
 """Raise when the packing itself changes, so that old entries are left alone."""
@@ -87,24 +91,15 @@ def packing(folder: Path, key: str) -> Iterator[None]:
     Raises:
         UserError: if the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process is packing the same rows in %s; waiting for it", folder)
-            lock.acquire()
     except OSError as error:
         raise _unwritable(folder, error) from error
-    try:
+    lock = folder / f".{key}.lock"
+    with awaited(lock, subject=f"the cache folder {str(folder)!r}", elsewhere=_ELSEWHERE):
         for leftover in folder.glob(f".{key}-*"):
             leftover.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def write_rows(
@@ -126,19 +121,44 @@ def write_rows(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{key}-", suffix=".npy", dir=folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            written = _write_array(_Checked(file, folder), blocks)
+    with _replacing(folder / f"{key}.npy", key) as file:
+        written = _write_array(_Checked(file, folder), blocks)
         (folder / f"{key}.json").unlink(missing_ok=True)  # of a damaged entry
-        os.replace(temporary, folder / f"{key}.npy")
-        metadata = {"format": FORMAT, **conditions, **dataclasses.asdict(report), **written}
-        _write_text(folder / f"{key}.json", json.dumps(metadata, indent=1, sort_keys=True))
+    metadata = {"format": FORMAT, **conditions, **dataclasses.asdict(report), **written}
+    text = json.dumps(metadata, indent=1, sort_keys=True)
+    with _replacing(folder / f"{key}.json", key) as file:
+        _Checked(file, folder).write(text.encode("utf-8"))
+
+
+@contextmanager
+def _replacing(path: Path, key: str) -> Iterator[IO[bytes]]:
+    """A private file that takes the place of ``path`` once the block has filled it.
+
+    Raises:
+        UserError: naming the cache folder, if it cannot be written.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{key}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    file = os.fdopen(descriptor, "wb")
+    try:
+        yield file
+        try:
+            file.flush()
+            # until here its owner's alone; now as a plain open() would have made it
+            os.fchmod(file.fileno(), permissions(path))
+            file.close()
+            os.replace(name, path)
+        except OSError as error:
+            raise _unwritable(path.parent, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a full disk refuses what is left in the buffer once more
+            file.close()
+        with suppress(OSError):
+            os.unlink(name)
 
 
 class _Checked:
@@ -164,8 +184,7 @@ class _Checked:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"the cache folder {str(folder)!r} cannot be written ({error.strerror}); set "
-        "IDLM_CACHE or --data.init_args.cache_dir to a folder that can"
+        f"the cache folder {str(folder)!r} cannot be written ({error.strerror}); {_ELSEWHERE}"
     )
 
 
@@ -213,10 +232,3 @@ def _write_header(file: Any, block: np.ndarray, *, rows: int) -> int:
     }
     np.lib.format.write_array_header_1_0(file, header)
     return int(file.tell())
-
-
-def _write_text(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(name, path)

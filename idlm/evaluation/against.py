@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,18 +13,25 @@ from idlm.errors import UserError
 from idlm.metrics.gradient import GradientMoment
 from idlm.metrics.mauve import Mauve
 from idlm.metrics.report import SampleSet, rows_by_length
+from idlm.metrics.sharing import kept_apart, update_shared
+
+if TYPE_CHECKING:
+    from idlm.sampling.sharded import Processes
 
 # Rows of a text in order share documents with their neighbours; halves must not.
 SAMPLE_ORDER, DATA_ORDER = 0, 1
 
 
-def mauve_numbers(samples: SampleSet, data: SampleSet, metric: Mauve) -> dict[str, Any]:
+def mauve_numbers(
+    samples: SampleSet, data: SampleSet, metric: Mauve, *, processes: Processes | None = None
+) -> dict[str, Any]:
     """MAUVE of samples and real text, by their texts.
 
     Args:
         samples: generated.
         data: real.
         metric: reset here and used.
+        processes: of a launch, which share the reading of the texts.
 
     Returns:
         ``mauve`` (mean over seeds), ``mauve_sd`` and ``mauve_details``.
@@ -32,8 +39,18 @@ def mauve_numbers(samples: SampleSet, data: SampleSet, metric: Mauve) -> dict[st
     Raises:
         UserError: if there are too few texts, or ``mauve-text`` is not installed.
     """
-    metric.reset()
-    metric.update(samples.texts, data.texts)
+    size = metric.batch_size
+    sides = (samples.texts, data.texts)
+    places = [(side, i) for side, texts in enumerate(sides) for i in range(0, len(texts), size)]
+
+    def batch(number: int) -> tuple[list[str], list[str]]:
+        side, start = places[number]
+        texts = sides[side][start : start + size]
+        return (texts, []) if side == 0 else ([], texts)
+
+    if processes is not None:
+        kept_apart(metric)
+    update_shared(metric, len(places), batch, processes=processes)
     details = metric.details()
     empty = sum(not text for text in samples.texts)
     return {
@@ -51,6 +68,7 @@ def moment_numbers(
     half_batch: int,
     retokenize: bool,
     advance: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Gradient moment of samples and real text, over as many pairs of batches as both fill.
 
@@ -64,6 +82,7 @@ def moment_numbers(
         half_batch: rows of half a batch.
         retokenize: whether texts are compared, or the token rows as they are.
         advance: told how many samples were just used.
+        processes: of a launch, which share the pairs.
 
     Returns:
         ``gradient_moment``, ``gradient_moment_stderr`` (over pairs) and
@@ -82,14 +101,14 @@ def moment_numbers(
             f"{len(sides[0])} against {len(sides[1])}: give more, or a smaller --half-batch"
         )
     ordered = [_shuffled(s, o) for s, o in zip(sides, (SAMPLE_ORDER, DATA_ORDER), strict=True)]
-    metric.reset()
-    for start in range(0, pairs * size, size):
-        try:
-            metric.update(*(rows[start : start + size] for rows in ordered))
-        except ValueError as error:
-            raise UserError(f"gradient moment of {samples.source}: {error}") from error
-        if advance is not None:
-            advance(size)
+
+    def batch(number: int) -> tuple[Any, ...]:
+        return tuple(rows[number * size : (number + 1) * size] for rows in ordered)
+
+    if processes is not None:
+        kept_apart(metric)
+    subject = f"gradient moment of {samples.source}"
+    update_shared(metric, pairs, batch, processes=processes, advance=advance, subject=subject)
     details = metric.details()
     return {
         "gradient_moment": _finite(details.pop("gradient_moment")),

@@ -6,19 +6,23 @@ break, the program, eos and padding; the question is never noised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from idlm.data.problems import Problem
 from idlm.errors import UserError
 from idlm.metrics.exact_match import ExactMatch
+from idlm.metrics.sharing import kept_apart
 from idlm.sampling.generate import SAMPLING_DTYPE, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from idlm.models import DiffusionLM
+    from idlm.sampling.sharded import Processes
+
+T = TypeVar("T")
 
 QUESTION = "{question}"
 TEMPLATE = QUESTION + "\n"
@@ -90,6 +94,7 @@ def answer_problems(
     advance: Callable[[int], None] | None = None,
     keep: Callable[[list[dict[str, Any]]], None] | None = None,
     progress: bool = False,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Generate one completion for each problem and judge it.
 
@@ -103,8 +108,9 @@ def answer_problems(
         protocol: how they are put.
         metric: reset here and used.
         advance: told how many completions were just judged.
-        keep: given all answers so far after every :data:`PART` problems.
+        keep: given all answers so far after every :data:`PART` problems of each process.
         progress: show a bar of the sampler on stderr.
+        processes: of a launch, which share the problems; each gets all answers.
 
     Returns:
         The metric's details, the conditions, and under ``answers`` an object for each problem with
@@ -121,33 +127,27 @@ def answer_problems(
         )
     metric.reset()
     answers: list[dict[str, Any]] = []
-    nfe, seconds, answered = 0, 0.0, 0
-    for start in range(0, len(problems), PART):
-        asked = prompts[start : start + PART]
-        rows: Iterator[list[int]] = iter(())
-        if fitting := [prompt for prompt in asked if prompt is not None]:
-            made = generate(
-                model,
-                length=length,
-                steps=protocol.steps,
-                prompt=fitting,
-                temperature=protocol.temperature,
-                top_p=protocol.top_p,
-                seed=protocol.seed,
-                first_index=answered,
-                batch_size=protocol.batch_size,
-                progress=progress,
-            )
-            rows = iter(made.tokens.tolist())
-            nfe, seconds = max(nfe, made.nfe), seconds + made.seconds
-            answered += len(fitting)
-        for problem, prompt in zip(problems[start : start + PART], asked, strict=True):
-            tokens = None if prompt is None else next(rows)[len(prompt) :]
-            answers.append(_judged(problem, tokens, tokenizer, metric))
+    nfe, seconds = 0, 0.0
+    part = PART * (1 if processes is None else processes.count)
+
+    def answer(places: range) -> tuple[list[dict[str, Any]], int, float]:
+        rows, calls, took = _completions(model, prompts, places, protocol, length, progress)
+        found = []
+        for place, row in zip(places, rows, strict=True):
+            found.append(_judged(problems[place], row, tokenizer, metric))
             if advance is not None:
                 advance(1)
+        return found, calls, took
+
+    for start in range(0, len(problems), part):
+        places = range(start, min(start + part, len(problems)))
+        made = _shared(processes, places, answer, advance)
+        answers += [one for found, _, _ in made for one in found]
+        nfe = max(nfe, *(calls for _, calls, _ in made))
+        seconds += max(took for _, _, took in made)
         if keep is not None:
             keep(answers)
+    _count_all(metric, processes)
     return {
         **metric.details(),
         "too_long": prompts.count(None),
@@ -157,6 +157,66 @@ def answer_problems(
         **metric.conditions(),
         "answers": answers,
     }
+
+
+def _completions(
+    model: DiffusionLM,
+    prompts: Sequence[list[int] | None],
+    places: range,
+    protocol: Protocol,
+    length: int,
+    progress: bool,
+) -> tuple[list[list[int] | None], int, float]:
+    """Completions of the problems at ``places`` (None without room), network calls, seconds."""
+    asked = [prompts[place] for place in places]
+    fitting = [prompt for prompt in asked if prompt is not None]
+    if not fitting:
+        return [None] * len(asked), 0, 0.0
+    made = generate(
+        model,
+        length=length,
+        steps=protocol.steps,
+        prompt=fitting,
+        temperature=protocol.temperature,
+        top_p=protocol.top_p,
+        seed=protocol.seed,
+        # those that fit are counted, whoever answers them
+        first_index=sum(prompt is not None for prompt in prompts[: places.start]),
+        batch_size=protocol.batch_size,
+        progress=progress,
+    )
+    rows = iter(made.tokens.tolist())
+    found = [None if prompt is None else next(rows)[len(prompt) :] for prompt in asked]
+    return found, made.nfe, made.seconds
+
+
+def _shared(
+    processes: Processes | None,
+    places: range,
+    work: Callable[[range], T],
+    advance: Callable[[int], None] | None,
+) -> list[T]:
+    """What ``work`` makes of each process's share of ``places``, in order, on every process."""
+    if processes is None or processes.count == 1:
+        return [work(places)]
+    from idlm.sampling.sharded import share
+
+    mine = share(len(places), processes.index, processes.count)
+    made = processes.gather(processes.together(lambda: work(places[mine.start : mine.stop])))
+    if advance is not None:
+        advance(len(places) - len(mine))
+    return made
+
+
+def _count_all(metric: ExactMatch, processes: Processes | None) -> None:
+    """Give every process the counts of all."""
+    if processes is None:
+        return
+    kept_apart(metric)
+    counts = processes.gather(metric.verdict_counts.tolist())
+    total = [sum(column) for column in zip(*counts, strict=True)]
+    metric.verdict_counts = metric.verdict_counts.new_tensor(total)
+    metric._update_count += 1  # torchmetrics warns of results without an update
 
 
 def _judged(

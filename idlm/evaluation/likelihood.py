@@ -20,9 +20,12 @@ from idlm.data.registry import open_corpus
 from idlm.data.rows import RowStore
 from idlm.errors import UserError
 from idlm.metrics.likelihood import NelboPerplexity
+from idlm.metrics.sharing import kept_apart, update_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from idlm.sampling.sharded import Processes
 
 DETOKENIZED = "none: the text as the corpus stores it"
 
@@ -99,7 +102,11 @@ def held_out_rows(
 
 
 def measure_likelihood(
-    held_out: HeldOut, metric: NelboPerplexity, *, advance: Callable[[int], None] | None = None
+    held_out: HeldOut,
+    metric: NelboPerplexity,
+    *,
+    advance: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """The value of one corpus with its error and all conditions, ready for JSON.
 
@@ -107,15 +114,18 @@ def measure_likelihood(
         held_out: the rows.
         metric: reset here and used.
         advance: told how many rows were just scored.
+        processes: of a launch, which share the rows; each gets the value that one alone would.
     """
-    metric.reset()
-    size = metric.batch_size
-    for start in range(0, len(held_out.rows), size):
-        piece = held_out.rows[start : start + size]
-        numbers = torch.arange(start, start + len(piece))
-        metric.update(torch.from_numpy(piece.astype(np.int64)), numbers)
-        if advance is not None:
-            advance(len(piece))
+    size, rows = metric.batch_size, held_out.rows
+
+    def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        piece = rows[number * size : (number + 1) * size]
+        numbers = torch.arange(number * size, number * size + len(piece))
+        return torch.from_numpy(piece.astype(np.int64)), numbers
+
+    if processes is not None:
+        kept_apart(metric)
+    update_shared(metric, -(-len(rows) // size), batch, processes=processes, advance=advance)
     found = {key: value if np.isfinite(value) else None for key, value in metric.details().items()}
     return {"corpus": held_out.name, **found, **held_out.conditions, **metric.conditions()}
 

@@ -28,6 +28,7 @@ from idlm.evaluation.protocol import read_protocol
 from idlm.evaluation.resampling import NOTHING, Redrawn, redraw
 from idlm.evaluation.results import Results
 from idlm.evaluation.truncation import demonstration
+from idlm.locks import held
 from idlm.metrics.report import write_json
 from idlm.samples import replace_file
 from idlm.sampling.base import FLOAT32, FLOAT64
@@ -144,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.races < 1:
             raise UserError(f"--races is {args.races}: it must be 1 or more")
         device = str(pick_device(args.device))
-        content = study(args.protocol, args.output, device=device, races=args.races)
+        # beside the locks of its cells, which other processes may measure meanwhile
+        lock = Path(args.output).with_name(f".{Path(args.output).name}.study.lock")
+        with held(lock, subject=args.output, remedy="wait for it, or name another --output"):
+            content = study(args.protocol, args.output, device=device, races=args.races)
         print(markdown(content))
         say(content["warnings"])
     except UserError as error:

@@ -26,6 +26,7 @@ from idlm.data import PackedDataModule
 from idlm.errors import UserError
 from idlm.evaluation.cells import machine, weights_revision
 from idlm.evaluation.compare import Point
+from idlm.locks import alone_writing
 from idlm.metrics.report import write_json
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.training import DistillationModule, FrontierMonitor
@@ -238,9 +239,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or gpu (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        run_study(
-            read_study(args.study), Path(args.output), only=args.only, accelerator=args.accelerator
-        )
+        study = read_study(args.study)
+        with alone_writing(args.output, remedy="wait for it, or name another --output"):
+            run_study(study, Path(args.output), only=args.only, accelerator=args.accelerator)
     except UserError as error:
         print(f"idlm: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

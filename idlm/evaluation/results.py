@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from idlm.evaluation.cells import Cell, measure_reference, open_evaluator, weigh
 from idlm.evaluation.compare import matched_table, summarise
 from idlm.evaluation.gain import gains
 from idlm.evaluation.guards import cell_warnings, family_warnings
-from idlm.evaluation.locks import hold
 from idlm.evaluation.protocol import Protocol
+from idlm.locks import awaited, tried
 from idlm.metrics import Evaluator
 from idlm.metrics.report import write_json
 
@@ -118,17 +118,21 @@ class Results:
         """
         own = [value for key, value in asdict(cell).items() if key not in _PLACES]
         digest = hashlib.sha256(repr([*own, self._weights(cell)]).encode()).hexdigest()[:16]
-        with hold(self._beside(f"{digest}.lock"), wait=False) as mine:
+        with tried(self._beside(f"{digest}.lock"), subject=str(self.path)) as mine:
             if mine:
                 self.reload()
             yield self.missing(cell) if mine else []
+
+    def _alone(self, name: str, what: str = "") -> AbstractContextManager[None]:
+        """Hold a lock beside the file; wait for other processes."""
+        return awaited(self._beside(name), subject=f"{self.path}{what}")
 
     def _beside(self, name: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{name}")
 
     def add(self, found: Sequence[dict[str, Any]]) -> None:
         """Add measured cells to what the file has by now, and write it."""
-        with hold(self._beside("lock")):
+        with self._alone("lock"):
             self.reload()
             self.cells += found
             self._write()
@@ -139,7 +143,7 @@ class Results:
         if plan is None:
             return
         model = next(m for m in self.protocol.models if m.label == self.protocol.teacher)
-        with hold(self._beside("reference.lock")):
+        with self._alone("reference.lock", " (its held-out text)"):
             self.reload()
             for name in self._judges:
                 asked = {
@@ -165,7 +169,7 @@ class Results:
                 self._add_reference({**found, "asked": asked})
 
     def _add_reference(self, found: dict[str, Any]) -> None:
-        with hold(self._beside("lock")):
+        with self._alone("lock"):
             self.reload()
             self.references.append(found)
             self._write()
@@ -195,7 +199,7 @@ class Results:
 
     def save(self) -> dict[str, Any]:
         """Write the file with all that follows from its cells; returns what is in it."""
-        with hold(self._beside("lock")):
+        with self._alone("lock"):
             self.reload()
             return self._write()
 

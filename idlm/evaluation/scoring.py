@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idlm.metrics import DistinctN, Evaluator, GenerativePerplexity
 from idlm.metrics.diversity import sequence_entropies
+from idlm.metrics.sharing import kept_apart
 
 
 def score(
@@ -37,9 +38,11 @@ def score(
         nats. Intervals are made by resampling them.
     """
     started = time.perf_counter()
-    # each sample by itself: differences of one running sum would be nan after the first nan
+    # each sample by itself: differences of one running sum would be nan after the first nan; and
+    # without other processes of a launch, which score other samples
     metric, alone = (
-        GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device) for _ in range(2)
+        kept_apart(GenerativePerplexity(evaluator, eos=eos, batch_size=1, device=device))
+        for _ in range(2)
     )
     metric.update([])  # torchmetrics does not take a merge for an update
     nll: list[float] = []
@@ -52,7 +55,7 @@ def score(
         metric.merge_state(alone)
     gen_ppl = float(metric.compute())
     entropies = sequence_entropies(tokens)
-    distinct = DistinctN(2, mode="per_sequence")
+    distinct = kept_apart(DistinctN(2, mode="per_sequence"))
     distinct.update(tokens)
     return {
         "gen_ppl": _finite(gen_ppl),

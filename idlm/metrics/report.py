@@ -13,15 +13,20 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from idlm.metrics.diversity import DistinctN
 from idlm.metrics.perplexity import GenerativePerplexity
 from idlm.metrics.registry import ALL_METRICS, DEFAULT_METRICS, TOKEN_METRICS, check_metrics
+from idlm.metrics.sharing import kept_apart, update_shared
 from idlm.samples import CONDITIONS, are_repetitions, no_repetitions, replace_file
+
+if TYPE_CHECKING:
+    from idlm.sampling.sharded import Processes
 
 
 @dataclass
@@ -47,6 +52,7 @@ def measure(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     advance: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """The numbers of one sample set with their conditions, ready for JSON.
 
@@ -58,6 +64,8 @@ def measure(
             ``metrics`` has no "gen_ppl".
         metrics: of ``idlm.metrics.registry``; those against a reference are not made here.
         advance: told how many samples were just scored.
+        processes: of a launch, which share the work; each has the same set, and gets the numbers
+            that one process alone would.
 
     Returns:
         A number under each name (None for one that does not exist), with ``NAME_stderr``, its
@@ -78,16 +86,25 @@ def measure(
     }
     judged: dict[str, Any] = {}
     if perplexity is not None and "gen_ppl" in names:
-        perplexity.reset()
-        for batch in _scored_batches(samples, perplexity):
-            perplexity.update(batch)
-            if advance is not None:
-                advance(len(batch))
+        if processes is not None:
+            kept_apart(perplexity)
+        batches = list(_scored_batches(samples, perplexity))
+        update_shared(
+            perplexity,
+            len(batches),
+            lambda number: (batches[number],),
+            processes=processes,
+            advance=advance,
+        )
         result |= _perplexities(perplexity)
         judged = perplexity.conditions()
     return {
         **result,
-        **_token_numbers(samples.tokens, [name for name in names if name in TOKEN_METRICS]),
+        **_token_numbers(
+            samples.tokens,
+            [name for name in names if name in TOKEN_METRICS],
+            every=kept_apart if processes is not None else lambda metric: metric,
+        ),
         **{f"gen_ppl_{k}" if k in _OWN else k: v for k, v in judged.items()},
     }
 
@@ -104,11 +121,11 @@ def _perplexities(perplexity: GenerativePerplexity) -> dict[str, float | None]:
 
 
 def _token_numbers(
-    tokens: Sequence[Sequence[int]], names: Sequence[str]
+    tokens: Sequence[Sequence[int]], names: Sequence[str], *, every: Callable[[Metric], Metric]
 ) -> dict[str, float | None]:
-    """Metrics of the model's own tokens, with standard errors."""
+    """Metrics of the model's own tokens, with standard errors; ``every`` changes each of them."""
     size = max(max(row) for row in tokens) + 1
-    made: dict[str, Any] = {name: TOKEN_METRICS[name].build(size) for name in names}
+    made: dict[str, Any] = {name: every(TOKEN_METRICS[name].build(size)) for name in names}
     for rows in rows_by_length(tokens):
         for metric in made.values():
             metric.update(rows)

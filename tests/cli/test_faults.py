@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from idlm.cli import evaluate, generate, main
+from idlm.cli import evaluate, export, generate, main, quickstart, report
 from idlm.cli.faults import ADVICE, explained
 from idlm.errors import UserError
 from tests.tiny_models import make_models
@@ -136,3 +136,29 @@ def test_two_runs_with_one_output_refuse_each_other(
     with alone_writing(output, remedy=""), pytest.raises(UserError, match=said):
         run(arguments)
     assert not output.exists()
+
+
+def test_every_program_that_fills_a_place_refuses_a_second_one_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those whose work takes longer have a test of their own, above or in test_launch.py."""
+    from idlm.evaluation import precision, recipes
+    from idlm.locks import alone_in, alone_writing, held
+
+    models = make_models(tmp_path / "models")
+    place = tmp_path / "place"
+    said = rf"place is in use by process {os.getpid()} "
+    with alone_writing(place, remedy=""):
+        with pytest.raises(UserError, match=said):
+            export.run(["--checkpoint", str(models.student), "--output", str(place)])
+        with pytest.raises(SystemExit):
+            recipes.main(["--output", str(place)])
+        assert re.search(said, capsys.readouterr().err)
+    with held(tmp_path / ".place.study.lock", subject="", remedy=""), pytest.raises(SystemExit):
+        precision.main(["--output", str(place)])
+    assert re.search(said, capsys.readouterr().err)
+    with alone_in([place], remedy=""):
+        for run, argv in ((report.run, [str(models.student)]), (quickstart.run, [])):
+            with pytest.raises(UserError, match=said):
+                run([*argv, "--output", str(place)])
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +158,7 @@ def test_a_text_that_changes_while_it_is_packed_is_refused_and_nothing_is_kept(
     module = data()
     with pytest.raises(UserError, match=r"changed while its train split was packed.*run again"):
         module.rows("train")
-    assert [file.name for file in module.cache_folder.iterdir() if file.suffix != ".lock"] == []
+    assert list(module.cache_folder.iterdir()) == []
 
 
 def _pack_slowly(module: PackedDataModule, answers: Any) -> None:
@@ -204,6 +206,80 @@ def test_the_lock_and_the_leftovers_of_a_killed_process_are_no_hindrance(
     killed.join(60)
     assert [f for f in module.cache_folder.iterdir() if f.suffix == ".npy"]  # half an entry
     rows = module.rows("train")
-    left = sorted(f.suffix for f in module.cache_folder.iterdir() if f.suffix != ".lock")
+    left = sorted(f.suffix for f in module.cache_folder.iterdir())
     assert left == [".json", ".npy"]
     assert len(rows) == module.metadata["train"]["rows"]
+
+
+def test_entries_have_the_permissions_of_any_new_file_and_are_private_until_they_are_whole(
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for _ in range(2):
+            seen.extend(file.stat().st_mode & 0o777 for file in tmp_path.iterdir())
+            yield np.zeros((2, 4), np.uint16)
+
+    before = os.umask(0o027)
+    try:
+        cache.write_rows(tmp_path, "key", blocks(), conditions={}, report=PackingReport())
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert modes == {"key.npy": 0o640, "key.json": 0o640}
+    assert seen == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("call", ["fchmod", "replace"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_entry_that_cannot_be_finished_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, at: int
+) -> None:
+    real, calls = getattr(os, call), []
+
+    def full(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == at:  # the rows first, then the metadata
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match=r"cache folder .* cannot be written \(No space left"):
+        cache.write_rows(
+            tmp_path,
+            "key",
+            [np.zeros((2, 4), np.uint16)],
+            conditions={},
+            report=PackingReport(),
+        )
+    assert cache.open_rows(tmp_path, "key") is None
+    assert [file.name for file in tmp_path.iterdir()] == ["key.npy"] * (at - 1)
+
+
+def test_metadata_that_finds_no_room_leaves_no_temporary_file(tmp_path: Path) -> None:
+    def write() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(UserError, match=r"cache folder .* cannot be written"):
+            cache.write_rows(
+                tmp_path,
+                "key",
+                [np.zeros((2, 4), np.uint16)],
+                conditions={"long": "x" * 8192},
+                report=PackingReport(),
+            )
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["key.npy"]
+
+
+def test_a_cache_that_cannot_be_locked_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / ".key.lock").symlink_to(tmp_path / "victim")
+    said = r"cache folder .* cannot be written \(Too many levels.*set IDLM_CACHE"
+    with pytest.raises(UserError, match=said), cache.packing(tmp_path, "key"):
+        pass
+    assert not (tmp_path / "victim").exists()

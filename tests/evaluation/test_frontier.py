@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from idlm.errors import UserError
 from idlm.evaluation import frontier
-from idlm.evaluation.locks import hold
 from idlm.evaluation.protocol import read_protocol
 from idlm.evaluation.results import Results
 from idlm.paths import repo_dir
@@ -226,14 +225,6 @@ def test_cells_that_others_added_meanwhile_are_kept(tmp_path, settings):
     mine = {**theirs[0], "label": "mine"}
     slow.add([mine])
     assert json.loads((tmp_path / "out.json").read_text())["cells"] == [*theirs, mine]
-
-
-def test_a_lock_goes_with_its_owner_and_is_never_held_twice(tmp_path):
-    with hold(tmp_path / "x.lock") as one, hold(tmp_path / "x.lock", wait=False) as other:
-        assert (one, other) == (True, False)
-    with hold(tmp_path / "x.lock", wait=False) as again:
-        assert again
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_evaluators_judge_the_same_samples_and_a_new_one_is_added(
