@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from idlm.cli.near import hint
 from idlm.errors import Stopped, UserError
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
+
+# seconds until the main process has spoken: launchers kill it when another process fails
+_LAST_WORDS = 1.0
 
 
 @contextmanager
@@ -55,7 +59,12 @@ def in_sentences(argv: list[str]) -> Iterator[None]:
             "stopped by SIGTERM outside of a training's updates; nothing was saved anew",
             signal.SIGTERM,
         ) from stopped
-    except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
+    except FloatingPointError as error:
+        if getattr(rank_zero_only, "rank", 0) > 0:  # all have the same words
+            time.sleep(_LAST_WORDS)
+            raise SystemExit(2) from error
+        raise UserError(one_line(error)) from error
+    except (ArgumentError, MisconfigurationException) as error:
         raise _cause(error) or UserError(_sentence(error, argv)) from error
     except (RuntimeError, OSError, EOFError) as error:
         if (dead := _dead_loader(error)) is None:

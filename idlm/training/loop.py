@@ -26,7 +26,7 @@ from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.models.config import FIELDS
 from idlm.objectives.base import Draw, LossSum
-from idlm.training.finite import Part, describe
+from idlm.training.finite import Part, describe, from_every_process
 from idlm.training.sharding import check_strategy, full_norm, reshard, shard
 from idlm.training.utilisation import Utilisation
 
@@ -348,10 +348,10 @@ class UpdateModule(L.LightningModule, ABC):
         gradients = [
             (names.get(p, "a parameter"), p.grad) for p in _parameters(chosen) if p.grad is not None
         ]
-        gather = self.all_gather if self.trainer.world_size > 1 else torch.Tensor.clone
+        gather = from_every_process if self.trainer.world_size > 1 else torch.Tensor.clone
         raise FloatingPointError(
             f"{update}: loss {float(loss)}, gradient norm {float(norm)}; "
-            f"{describe(batch, parts, gradients, cast(Any, gather))}; no weight was changed, no "
+            f"{describe(batch, parts, gradients, gather)}; no weight was changed, no "
             "average and no optimiser's state; lower the learning rate or look at these samples"
         )
 
