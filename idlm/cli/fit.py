@@ -54,6 +54,7 @@ class CLI(LightningCLI):
         return commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--deterministic``, and defaults that these trainings need."""
         # the loaders never end and share themselves out over the processes
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.use_distributed_sampler": False})
         parser.add_argument(

@@ -213,6 +213,10 @@ class DistillationModule(StudentModule):
         self.val_entropy = MeanMetric(nan_strategy="ignore")
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
+        """AdamW for what an update changes: student, then fake model, or both as one.
+
+        Both schedules count student updates.
+        """
         h = self.hparams
 
         def factor(step: int) -> float:

@@ -52,6 +52,7 @@ class StudentModule(UpdateModule):
         return counts if self.fake_per_student else {"student_updates": self.student_updates}
 
     def on_validation_epoch_start(self) -> None:
+        """Begin new means."""
         self.val_loss.reset()
         self.val_entropy.reset()
 
@@ -75,6 +76,7 @@ class StudentModule(UpdateModule):
             self.val_entropy.update(result.logs["student_entropy"], weight=weight)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the means over all processes; the loss of a collapsed student is infinite."""
         loss = self.val_loss.compute()
         # a collapsed student may well have the smallest loss: no checkpoint of it is the best
         loss = loss.new_tensor(math.inf) if self.collapsed else loss
@@ -92,6 +94,7 @@ class StudentModule(UpdateModule):
         return self._networks().student
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters and the objective's state; a teacher with a file of its own stays out."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["student_updates"] = self.student_updates
         checkpoint["fake_updates"] = self.fake_updates
@@ -102,6 +105,11 @@ class StudentModule(UpdateModule):
             checkpoint["state_dict"] = {k: v for k, v in state if not k.startswith(_TEACHER)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up counters and the objective's state, and put the teacher back among the weights.
+
+        Raises:
+            UserError: for a checkpoint of another kind of training.
+        """
         self.check_resumed(checkpoint)
         self.student_updates = checkpoint["student_updates"]
         self.fake_updates = checkpoint["fake_updates"]
