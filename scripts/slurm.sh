@@ -32,9 +32,51 @@ fi
 config="$1"
 shift
 
-# The checkpoint to continue from: RUN, or what the configuration calls its folder.
-run="${RUN:-$(sed -n 's/^  default_root_dir: *\([^ #]*\).*/\1/p' "$config" | head -n 1)}"
-last="${run:-.}/checkpoints/last.ckpt"
+# The folder of the run: RUN, or what configurations and options say last.
+_values() { # of a key in a YAML file, where each stands on a line of its own
+    sed -n "s/^[-[:space:]]*[\"']\{0,1\}$1[\"']\{0,1\}[[:space:]]*:[[:space:]]*//p" "$2" |
+        sed "s/^[\"']\([^\"']*\).*/\1/; s/[[:space:]]*#.*//; s/[[:space:],]*$//; /^null$/d; /^$/d"
+}
+run="."
+configs=()
+_read() { # an option and its value
+    case "$1" in
+    -c | --config)
+        if [ -f "$2" ]; then
+            configs+=("$2")
+            local named
+            named="$(_values default_root_dir "$2" | sed -n 1p)"
+            run="${named:-$run}"
+        fi
+        ;;
+    --trainer.default_root_dir) run="$2" ;;
+    esac
+}
+_read --config "$config"
+before=""
+for word in "$@"; do
+    case "$word" in
+    -*=*) _read "${word%%=*}" "${word#*=}" ;;
+    *) _read "$before" "$word" ;;
+    esac
+    before="$word"
+done
+
+# Its checkpoints: in `checkpoints` there, or where a configuration keeps them although the folder
+# was changed on the line. last.previous.ckpt is all there is of a run that was killed while one
+# file replaced the other; for a last.ckpt that is damaged the program itself takes another one.
+folders=("${RUN:-$run}/checkpoints")
+if [ -z "${RUN:-}" ]; then
+    for file in "${configs[@]}"; do
+        while read -r folder; do folders+=("$folder"); done < <(_values dirpath "$file")
+    done
+fi
+last=""
+for folder in "${folders[@]}"; do
+    for name in last.ckpt last.previous.ckpt; do
+        if [ -z "$last" ] && [ -e "$folder/$name" ]; then last="$folder/$name"; fi
+    done
+done
 
 arguments=(
     --config "$config"
@@ -45,7 +87,7 @@ arguments=(
     --trainer.plugins '[{"class_path": "lightning.pytorch.plugins.environments.SLURMEnvironment", "init_args": {"auto_requeue": false}}]'
     "$@"
 )
-if [ -e "$last" ]; then
+if [ -n "$last" ]; then
     echo "slurm: continuing from $last"
     arguments+=(--ckpt_path "$last")
 fi

@@ -130,6 +130,92 @@ def test_without_a_name_the_run_is_the_folder_of_the_configuration(
     assert "slurm: continuing from runs/tiny/checkpoints/last.ckpt" in job.stdout
 
 
+def continued(cluster: dict[str, str], folder: Path, *arguments: str) -> str | None:
+    """The checkpoint that a job in a folder gives to the program; no process waits for another."""
+    job = subprocess.run(
+        [BASH, str(SCRIPT), *arguments],
+        env=cluster,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 0, job.stderr
+    words = (Path(cluster["NOTES"]) / "srun").read_text().splitlines()
+    found = words[words.index("--ckpt_path") + 1] if "--ckpt_path" in words else None
+    assert (f"continuing from {found}" in job.stdout) == (found is not None)
+    return found
+
+
+def checkpoint(folder: Path, name: str = "last.ckpt") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"")
+
+
+def test_without_last_the_job_continues_from_the_one_before(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    folder, config = tmp_path / "run" / "checkpoints", str(repo_dir() / "configs" / "tiny.yaml")
+    checkpoint(folder, "last.previous.ckpt")
+    assert continued(cluster, tmp_path, config) == str(folder / "last.previous.ckpt")
+    checkpoint(folder)
+    assert continued(cluster, tmp_path, config) == str(folder / "last.ckpt")
+
+
+OPTION = "--trainer.default_root_dir"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ((OPTION, "elsewhere"), "elsewhere"),
+        ((f"{OPTION}=else where",), "else where"),
+        ((OPTION, "no", "--seed_everything", "1", f"{OPTION}=yes"), "yes"),
+        (("--config", "second.yaml"), "second"),
+        (("--config=second.yaml", OPTION, "third"), "third"),
+        ((OPTION, "third", "-c", "second.yaml"), "second"),
+        (("--config", "quiet.yaml"), "runs/first"),
+        (("--config", "trainer: {max_epochs: 1}"), "runs/first"),
+        ((), "runs/first"),
+    ],
+)
+def test_the_folder_of_the_run_is_what_the_line_says_last(
+    cluster: dict[str, str], tmp_path: Path, arguments: tuple[str, ...], folder: str
+) -> None:
+    del cluster["RUN"]
+    files = {
+        "first.yaml": "trainer:\n  default_root_dir: runs/first # here\n",
+        "second.yaml": '{\n "trainer": {\n  "default_root_dir": "second",\n  "devices": 1}}\n',
+        "quiet.yaml": "trainer:\n    default_root_dir: null\n    max_epochs: 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert continued(cluster, tmp_path, "first.yaml", *arguments) is None
+    checkpoint(tmp_path / "runs" / "first" / "checkpoints")
+    checkpoint(tmp_path / folder / "checkpoints")
+    found = continued(cluster, tmp_path, "first.yaml", *arguments)
+    assert found == f"{folder}/checkpoints/last.ckpt"
+    # RUN is above all
+    checkpoint(tmp_path / "mine" / "checkpoints")
+    found = continued(cluster | {"RUN": "mine"}, tmp_path, "first.yaml", *arguments)
+    assert found == "mine/checkpoints/last.ckpt"
+
+
+def test_checkpoints_that_stay_where_the_configuration_keeps_them_are_found(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    """Or every job would begin anew, and write over what the one before it made."""
+    del cluster["RUN"]
+    config = str(repo_dir() / "configs" / "tiny.yaml")
+    kept = yaml.safe_load(Path(config).read_text())["trainer"]["callbacks"][0]["init_args"]
+    checkpoint(tmp_path / kept["dirpath"])
+    found = continued(cluster, tmp_path, config, OPTION, "elsewhere")
+    assert found == f"{kept['dirpath']}/last.ckpt"
+    checkpoint(tmp_path / "elsewhere" / "checkpoints")
+    found = continued(cluster, tmp_path, config, OPTION, "elsewhere")
+    assert found == "elsewhere/checkpoints/last.ckpt"
+
+
 def test_when_time_is_up_the_run_gets_sigterm_and_the_job_is_queued_again(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:

@@ -60,10 +60,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
+        # one of a process that loads data comes without its number
+        return error.errno == errno.ENOMEM or (error.errno is None and _says_memory(error))
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+    return isinstance(error, RuntimeError) and _says_memory(error)
+
+
+def _says_memory(error: BaseException) -> bool:
+    return any(words in str(error) for words in _MEMORY)
 
 
 def _about_memory(error: Exception, command: str) -> str | None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
-import signal
-import traceback
 import warnings
-from argparse import ArgumentError
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf.errors import OmegaConfBaseException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from idlm import paths
 from idlm.cli.config_file import check_file
 from idlm.cli.early import config_files
-from idlm.cli.near import hint
-from idlm.errors import Stopped, UserError
+from idlm.cli.fit_errors import in_sentences, one_line
+from idlm.cli.fit_parts import SaveConfig, checked_trainer, log_folders
+from idlm.errors import UserError
 from idlm.locks import alone_in
-from idlm.training.checkpoint_io import CheckedCheckpointIO, previous_of, remove_leftovers
+from idlm.training.checkpoint_io import previous_of, remove_leftovers
 from idlm.training.loop import UpdateModule
-from idlm.training.stopping import SaveOnSignal
 
 # Warnings of Lightning that are wrong about this program, and why.
 _UNFOUNDED = (
@@ -48,28 +39,8 @@ _UNFOUNDED = (
     ".*resuming from a checkpoint that ended.*",
     ".*LeafSpec.*",
 )
-_DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
 _ZIP = b"PK"  # what torch.save writes is an archive
 _CKPT_WORDS = ("best", "last", "hpc")
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` when the networks are there: a run that is refused leaves nothing."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, once."""
-        super().setup(trainer, pl_module, "fit")
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As at the start of training."""
-        super().setup(trainer, pl_module, "validate")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As at the start of training."""
-        super().setup(trainer, pl_module, "test")
 
 
 class CLI(LightningCLI):
@@ -83,6 +54,7 @@ class CLI(LightningCLI):
         return commands
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--deterministic``, and defaults that these trainings need."""
         # the loaders never end and share themselves out over the processes
         parser.set_defaults({"trainer.max_epochs": -1, "trainer.use_distributed_sampler": False})
         parser.add_argument(
@@ -109,15 +81,8 @@ class CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-            raise UserError(f"the trainer cannot be built: {_one_line(error)}") from error
-        fitting = self.subcommand == "fit"
-        # a configuration may name another way to write checkpoints
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            # a number that is asked of one checkpoint must not come from another
-            trainer.strategy.checkpoint_io = CheckedCheckpointIO(fallback=fitting)
-        if fitting:
-            cast(Any, trainer).callbacks.append(SaveOnSignal())
-        return trainer
+            raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
+        return checked_trainer(trainer, command=self.subcommand or "fit")
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """``Trainer.fit`` by the only run in its folders.
@@ -131,7 +96,7 @@ class CLI(LightningCLI):
         callbacks = [getattr(c, "dirpath", None) for c in self.trainer.checkpoint_callbacks]
         kept = [str(folder) for folder in callbacks if folder and "://" not in str(folder)]
         root = str(self.trainer.default_root_dir)
-        folders = [*kept, *([] if "://" in root else [root])]
+        folders = [*kept, *([] if "://" in root else [root]), *log_folders(self.trainer)]
         remedy = (
             "wait for it to end, or give this run folders of its own: --trainer.default_root_dir "
             "and the dirpath of each ModelCheckpoint"
@@ -244,7 +209,7 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    try:
+    with in_sentences(argv):
         CLI(
             LightningModule,
             LightningDataModule,
@@ -258,71 +223,3 @@ def run(argv: list[str]) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"its pickle wants to call {wanted[1]}" if wanted else "it is no checkpoint"
-        raise UserError(
-            f"the checkpoint of --ckpt_path was not loaded: {what}; give the .ckpt that a run wrote"
-        ) from error
-    except OmegaConfBaseException as error:
-        where = f" in {error.full_key}" if error.full_key else ""
-        raise UserError(f"{str(error).splitlines()[0]}{where}; correct the reference") from error
-    except (Stopped, SIGTERMException) as stopped:
-        if getattr(rank_zero_only, "rank", 0) > 0:  # one process tells it
-            # Lightning kills the process that started this one if its end looks like a failure
-            raise SystemExit(0) from stopped
-        if isinstance(stopped, Stopped):
-            raise
-        raise Stopped(
-            "stopped by SIGTERM outside of a training's updates; nothing was saved anew",
-            signal.SIGTERM,
-        ) from stopped
-    except (ArgumentError, MisconfigurationException, FloatingPointError) as error:
-        raise _cause(error) or UserError(_sentence(error, argv)) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        if (dead := _dead_loader(error)) is None:
-            raise
-        raise UserError(
-            f"a process that loads data died ({dead}), perhaps for want of memory; continue "
-            "from the last checkpoint with --ckpt_path, and with --data.init_args.num_workers 0 "
-            "if it happens again"
-        ) from error
-    except ValueError as error:
-        # jsonargparse wraps what a constructor says about its arguments
-        if (cause := _cause(error)) is None:
-            raise
-        raise cause from error
-
-
-def _dead_loader(error: BaseException) -> str | None:
-    """How PyTorch says that a process of a DataLoader died; None if it says something else."""
-    if found := _DEAD_WORKER.search(str(error)):
-        return found[0]
-    # a batch that had arrived is fetched from the memory of the process that made it
-    frames = traceback.extract_tb(error.__traceback__)
-    fetching = any(Path(f.filename).name == "resource_sharer.py" for f in frames)
-    return f"{type(error).__name__} while its batch was fetched" if fetching else None
-
-
-def _cause(error: BaseException | None) -> UserError | None:
-    """The UserError among an exception and its causes."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _sentence(error: Exception, argv: list[str]) -> str:
-    """One line of a message of jsonargparse or Lightning, less the alternatives nobody meant."""
-    if not isinstance(error, ArgumentError):
-        return _one_line(error)
-    drop = (
-        *("Does not validate", "Subtypes:", "Errors:", "Given"),
-        *("Expected a <class 'NoneType'>", "Expected a path but"),
-    )
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    said = " ".join(line for line in lines if not line.startswith(drop)).rstrip(".")
-    return f"{said}; {hint(said)}`idlm {argv[0]} --help` lists what there is"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

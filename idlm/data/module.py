@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from idlm.data import cache
 from idlm.data.corpora import Corpus
+from idlm.data.lasting import LastingLoader
 from idlm.data.loaders import Batch, BatchPlan, EvaluationRows, ShardedInOrder, TrainingBatches
 from idlm.data.registry import open_corpus
 from idlm.data.resume import check_resumed
@@ -174,9 +175,9 @@ class PackedDataModule(lightning.LightningDataModule):
             corpus=self.corpus_name,
         )
         start = self._samples_taken // self.global_batch_size
-        batches: TrainingBatches | StreamedBatches
         if rows is None:
-            batches = self._stream = StreamedBatches(
+            # its workers tokenise, and are replaced by themselves
+            self._stream = StreamedBatches(
                 self._row_stream(),
                 global_batch_size=self.global_batch_size,
                 start=start,
@@ -184,17 +185,10 @@ class PackedDataModule(lightning.LightningDataModule):
                 rank=rank,
                 world=world,
             )
-        else:
-            plan = BatchPlan(len(rows), global_batch_size=self.global_batch_size, seed=self.seed)
-            batches = TrainingBatches(rows, plan, start=start, rank=rank, world=world)
-        workers = 0 if self.streaming else self.num_workers
-        return DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=self._on_gpu(),
-        )
+            return DataLoader(self._stream, batch_size=None, pin_memory=self._on_gpu())
+        plan = BatchPlan(len(rows), global_batch_size=self.global_batch_size, seed=self.seed)
+        batches = TrainingBatches(rows, plan, start=start, rank=rank, world=world)
+        return LastingLoader(batches, workers=self.num_workers, pin_memory=self._on_gpu())
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Every validation row once, the last batch possibly short; ``[]`` without evaluation."""

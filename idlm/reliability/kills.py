@@ -30,6 +30,7 @@ from idlm.reliability.tiny import Tiny, make_tiny
 PER_STUDENT = 2  # updates of the fake model before each of the student, as the tiny run has it
 _ENDLESS = 100_000
 _END = "end"  # the life that ends by itself, and its log
+_HALT = 0.02  # seconds until a process that is halted has come to rest
 _PATIENCE = 120.0  # seconds without the moment coming: the run itself has failed
 
 Losses = dict[tuple[int, int], dict[str, str]]
@@ -141,13 +142,13 @@ def _kill_once(tiny: Tiny, folder: Path, rng: random.Random, number: int) -> Mom
     process = _start(tiny, folder, _ENDLESS, f"life{number}")
     try:
         if aim == "writing":
-            _await_writing(process, half, after, end)
+            _stop_in_writing(process, half, after, delay, end)
         else:
             log = folder / "logs" / f"life{number}"
             while process.is_alive() and len(losses(log)) < after:
                 _check_patience(end, folder)
                 time.sleep(0.005)
-        time.sleep(delay)
+            time.sleep(delay)
     finally:
         process.kill()
         process.join()
@@ -156,16 +157,26 @@ def _kill_once(tiny: Tiny, folder: Path, rng: random.Random, number: int) -> Mom
     return Moment(aim, after, round(delay, 4), half.exists())
 
 
-def _await_writing(process: Any, half: Path, skip: int, end: float) -> None:
-    """Return while the checkpoint after ``skip`` others is being written."""
+def _stop_in_writing(process: Any, half: Path, skip: int, delay: float, end: float) -> None:
+    """Halt the process while it writes a checkpoint, after ``skip`` others.
+
+    Writing takes a few milliseconds and may be over when the signal comes. Then it runs on to the
+    next checkpoint, where the signal comes earlier.
+    """
     seen = -1
     there = False
     while process.is_alive():
-        now = half.exists()  # no pause: writing takes a few milliseconds
+        now = half.exists()  # no pause: there is no time for one
         if now and not there:
             seen += 1
             if seen >= skip:
-                return
+                time.sleep(delay)
+                os.kill(process.pid, signal.SIGSTOP)
+                time.sleep(_HALT)
+                if half.exists():
+                    return
+                os.kill(process.pid, signal.SIGCONT)
+                delay /= 2
         there = now
         _check_patience(end, half.parent.parent)
 

@@ -41,6 +41,11 @@ class CollapseGuard(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
+        """Take the entropy of a student update into the average, and stop the run below the floor.
+
+        Raises:
+            UserError: if the training logs nothing under ``monitor``.
+        """
         updates = int(getattr(pl_module, "student_updates", 0))
         value = trainer.callback_metrics.get(self.monitor)
         if updates in (0, self._seen):
@@ -70,5 +75,6 @@ class CollapseGuard(Callback):
         return {"history": self.history, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the moving average of the saved run."""
         self.history = list(state_dict["history"])
         self._seen = state_dict["seen"]

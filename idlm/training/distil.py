@@ -7,9 +7,7 @@ The module never knows which one it runs, only what an update of it changes. Rea
 from __future__ import annotations
 
 import copy
-import math
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,12 +15,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from idlm.errors import UserError
-from idlm.models import DiffusionLM, export_folder, load, load_tokenizer
-from idlm.models.cards import student_card
+from idlm.models import load, load_tokenizer
 from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks
 from idlm.objectives.pairing import check_pairing
-from idlm.training.checkpoints import best_checkpoint
-from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, clean, lr_factor
+from idlm.training.loop import Batch, Decay, average_weights, lr_factor
 from idlm.training.networks import (
     accelerate,
     check_configs,
@@ -31,12 +27,10 @@ from idlm.training.networks import (
     set_up,
 )
 from idlm.training.settings import check_settings
-from idlm.training.sharding import load_full, unsharded
-
-_TEACHER = "teacher."
+from idlm.training.student import StudentModule
 
 
-class DistillationModule(UpdateModule):
+class DistillationModule(StudentModule):
     """Teacher (frozen), student, and the auxiliary network that an objective asks for.
 
     One training step is one update on its own batch. An objective that alternates gets
@@ -162,11 +156,6 @@ class DistillationModule(UpdateModule):
         module._given = (teacher, student)
         return module
 
-    @property
-    def finished(self) -> bool:
-        """Whether ``max_student_updates`` have been made."""
-        return self.student_updates >= self.hparams["max_student_updates"]
-
     def prepare_data(self) -> None:
         """Fetch what comes from the hub, and refuse what does not go together, unopened."""
         h = self.hparams
@@ -224,6 +213,10 @@ class DistillationModule(UpdateModule):
         self.val_entropy = MeanMetric(nan_strategy="ignore")
 
     def configure_optimizers(self) -> list[OptimizerLRSchedulerConfig]:
+        """AdamW for what an update changes: student, then fake model, or both as one.
+
+        Both schedules count student updates.
+        """
         h = self.hparams
 
         def factor(step: int) -> float:
@@ -295,124 +288,3 @@ class DistillationModule(UpdateModule):
             self.log(f"train/{own}", value, prog_bar=key in shown)
         for key, count in self._counts().items():
             self.log(key, float(count))
-
-    def _counts(self) -> dict[str, int]:
-        """Updates made of each network that has updates of its own."""
-        counts = {"student_updates": self.student_updates, "fake_updates": self.fake_updates}
-        return counts if self.fake_per_student else {"student_updates": self.student_updates}
-
-    def on_validation_epoch_start(self) -> None:
-        self.val_loss.reset()
-        self.val_entropy.reset()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The student's loss and entropy with EMA weights on held-out text, always the same noise.
-
-        With a fake model at its optimum the loss is a divergence between student and teacher,
-        zero for a perfect student; a lagging auxiliary makes it smaller, even negative.
-        """
-        networks = self._networks()._replace(student=cast(DiffusionLM, self.ema.module))
-        if networks.auxiliary is not None:
-            networks.auxiliary.eval()
-        size = batch["index"].shape[0]
-        draw = self.draw_type(batch["index"], size, self.seed ^ 0x5EED, 0, training=False)
-        result = self.objective.student_loss(networks, clean(batch), draw)
-        if result.tokens:  # a row left over may be too little for a loss over pairs of rows
-            self.val_loss.update(result.mean, weight=result.tokens)
-        if "student_entropy" in result.logs:
-            # by its own positions, so that the mean does not depend on how the rows are batched
-            weight = result.tokens if result.asked is None else result.asked
-            self.val_entropy.update(result.logs["student_entropy"], weight=weight)
-
-    def on_validation_epoch_end(self) -> None:
-        loss = self.val_loss.compute()
-        # a collapsed student may well have the smallest loss: no checkpoint of it is the best
-        loss = loss.new_tensor(math.inf) if self.collapsed else loss
-        self.log("val/student_loss", loss, prog_bar=True, sync_dist=True)
-        if self.val_entropy.update_called:
-            self.log("val/student_entropy", self.val_entropy.compute(), sync_dist=True)
-
-    def _networks(self) -> Networks:
-        if self.networks is None:
-            raise RuntimeError("the networks exist only after configure_model()")
-        return self.networks
-
-    def trained_network(self) -> DiffusionLM:
-        """The student."""
-        return self._networks().student
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["student_updates"] = self.student_updates
-        checkpoint["fake_updates"] = self.fake_updates
-        checkpoint["collapsed"] = self.collapsed
-        checkpoint["objective"] = self.objective.state_dict()
-        if not self.objective.changes_teacher:  # then it is loaded from its own checkpoint
-            state = checkpoint["state_dict"].items()
-            checkpoint["state_dict"] = {k: v for k, v in state if not k.startswith(_TEACHER)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_resumed(checkpoint)
-        self.student_updates = checkpoint["student_updates"]
-        self.fake_updates = checkpoint["fake_updates"]
-        self.objective.load_state_dict(checkpoint["objective"])
-        self.configure_model()
-        teacher = {_TEACHER + k: v for k, v in self.teacher.state_dict().items()}
-        checkpoint["state_dict"] = {**teacher, **checkpoint["state_dict"]}
-
-    def on_train_end(self) -> None:
-        """Export the student's EMA weights; after a collapse, those of the best checkpoint."""
-        if self._given is not None and self.hparams["export_dir"] is None:
-            return
-        # all processes hold a part of sharded networks; otherwise the others have nothing to do
-        if self.student_updates and (self.trainer.is_global_zero or self.device_mesh is not None):
-            if self.collapsed and not self._restore_best():
-                print("the student collapsed and no checkpoint was kept, so nothing is exported")
-                return
-            folder = self.hparams["export_dir"] or Path(self.trainer.default_root_dir) / "export"
-            self.export(folder)
-            if self.trainer.is_global_zero:
-                print(f"student exported to {folder}")
-
-    def _restore_best(self) -> bool:
-        """Put the averaged weights of the best checkpoint back; False if there is none."""
-        checkpoint = best_checkpoint(self.trainer)
-        if checkpoint is None:
-            return False
-        prefix = "ema."
-        state = checkpoint["state_dict"].items()
-        load_full(self.ema, {k[len(prefix) :]: v for k, v in state if k.startswith(prefix)})
-        self.student_updates = checkpoint["student_updates"]
-        self.fake_updates = checkpoint["fake_updates"]
-        return True
-
-    def export(self, folder: str | Path) -> Path:
-        """Write the student's EMA weights, tokenizer and model card; returns the folder.
-
-        Sharded networks are gathered first, so every process has to call it; the main one writes.
-        """
-        network = cast(DiffusionLM, unsharded(self.ema.module))
-        if not self.trainer.is_global_zero:
-            return Path(folder)
-        objective = type(self.objective).__name__
-        chosen = {k: v for k, v in vars(self.objective).items() if v is not None and k[0] != "_"}
-        settings = ", ".join(f"{k}={v}" for k, v in chosen.items())
-        # after a collapse the last values are not those of the weights that were restored
-        logged = {} if self.collapsed else self.trainer.callback_metrics
-        metrics = {k: float(v) for k, v in logged.items()}
-        card = student_card(
-            dict(self.hparams),
-            f"{objective} ({settings})",
-            self._counts(),
-            metrics,
-            self.data_conditions(),
-            process=self.student.process.name,
-        )
-        dtype = getattr(torch, self.hparams["export_dtype"])
-        return export_folder(
-            network,
-            folder,
-            tokenizer=self.tokenizer,
-            card=card,
-            dtype=dtype,
-        )

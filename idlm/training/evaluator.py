@@ -9,8 +9,6 @@ takes either.
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +24,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from idlm.errors import UserError
 from idlm.paths import resolve
+from idlm.training.evaluator_export import ExportBest as ExportBest
 from idlm.training.evaluator_export import model_card, write_folder
 from idlm.training.muon import MuonAdamW
 from idlm.training.settings import check_settings
@@ -262,48 +261,3 @@ class EvaluatorModule(L.LightningModule):
             Path(folder).name, facts=facts, data=data, metrics=metrics, command=command
         )
         return write_folder(self.model, self.tokenizer, folder, dtype=dtype, card=card)
-
-
-class ExportBest(L.Callback):
-    """Export the model each time the validation loss reaches a new low.
-
-    An autoregressive model overfits a corpus of a few megabytes within minutes; the folder
-    therefore always holds the best state so far, also when the run is killed. The best value
-    is saved in checkpoints, so a resumed run does not overwrite a better export.
-
-    Args:
-        folder: where the Hugging Face folder goes.
-        monitor: the logged value to minimise.
-        dtype: of the stored weights.
-        data: a sentence on the training text for the model card.
-    """
-
-    def __init__(
-        self, folder: str, monitor: str = "val/loss", dtype: str = "float16", data: str = ""
-    ) -> None:
-        self.folder, self.monitor, self.dtype, self.data = folder, monitor, dtype, data
-        self.best = math.inf
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the folder if this validation is the best one so far."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or not float(value) < self.best:
-            return
-        self.best = float(value)
-        if trainer.is_global_zero:
-            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}
-            cast(EvaluatorModule, pl_module).export(
-                self.folder,
-                dtype=self.dtype,
-                data=self.data,
-                metrics={**found, "updates": trainer.global_step},
-                command=shlex.join(["idlm", *sys.argv[1:]]),
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best value, for checkpoints."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value from a checkpoint."""
-        self.best = state_dict["best"]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import lightning as L
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from idlm.errors import UserError
 from idlm.models.export import replacing
+
+if TYPE_CHECKING:
+    from idlm.training.evaluator import EvaluatorModule
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -93,6 +100,51 @@ def write_folder(
         tokenizer.save_pretrained(staging)
         (staging / "README.md").write_text(card, encoding="utf-8")
     return Path(folder).absolute()
+
+
+class ExportBest(L.Callback):
+    """Export the model each time the validation loss reaches a new low.
+
+    An autoregressive model overfits a corpus of a few megabytes within minutes; the folder
+    therefore always holds the best state so far, also when the run is killed. The best value
+    is saved in checkpoints, so a resumed run does not overwrite a better export.
+
+    Args:
+        folder: where the Hugging Face folder goes.
+        monitor: the logged value to minimise.
+        dtype: of the stored weights.
+        data: a sentence on the training text for the model card.
+    """
+
+    def __init__(
+        self, folder: str, monitor: str = "val/loss", dtype: str = "float16", data: str = ""
+    ) -> None:
+        self.folder, self.monitor, self.dtype, self.data = folder, monitor, dtype, data
+        self.best = math.inf
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the folder if this validation is the best one so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or not float(value) < self.best:
+            return
+        self.best = float(value)
+        if trainer.is_global_zero:
+            found = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}
+            cast("EvaluatorModule", pl_module).export(
+                self.folder,
+                dtype=self.dtype,
+                data=self.data,
+                metrics={**found, "updates": trainer.global_step},
+                command=shlex.join(["idlm", *sys.argv[1:]]),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, for checkpoints."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value from a checkpoint."""
+        self.best = state_dict["best"]
 
 
 def _save_quietly(model: PreTrainedModel, folder: Path) -> None:

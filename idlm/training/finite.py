@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 _DATA, _LOSS, _GRADIENT = range(3)
 _SHOWN = 3
+_LONGEST = 512  # bytes of a reason that processes exchange
 
 
 class Part(NamedTuple):
@@ -34,7 +35,7 @@ def describe(
     """The first term of an update that is not finite, and the samples it came from.
 
     Data come before losses and losses before gradients, since each makes the next one not finite.
-    Every process of a run must call this, and all give the same samples.
+    Every process of a run must call this, and all give the same clause.
 
     Args:
         batch: of this process; ``index`` ``[B]`` numbers its samples.
@@ -49,12 +50,25 @@ def describe(
     stage, what, bad = _first(batch, parts, list(gradients))
     device = samples.device
     own = torch.stack([samples, bad.to(device).long(), torch.full_like(samples, stage)])
-    every = gather(own).reshape(-1, 3, own.shape[-1])
-    first = int(every[:, 2].min())
+    words = torch.tensor(list(what.encode()[:_LONGEST].ljust(_LONGEST)), device=device)
+    table = gather(torch.cat([own.flatten(), words])).reshape(-1, own.numel() + _LONGEST)
+    every = table[:, : own.numel()].reshape(-1, *own.shape)
+    first = every[:, 2].min()
     chosen = every[:, 0][(every[:, 1] == 1) & (every[:, 2] == first)]
-    # another process has the reason: here everything looks finite, or only what follows is not
-    clause = what if stage == first else "a loss or the data of another process is not finite"
+    # not every process has a reason of its own: elsewhere only what follows from it is not finite
+    reason = table[int((every[:, 2, 0] == first).nonzero()[0]), own.numel() :]
+    clause = bytes(reason.tolist()).decode(errors="ignore").rstrip()
     return f"{clause}, {_ranges(sorted(chosen.tolist()))}"
+
+
+def from_every_process(value: Tensor) -> Tensor:
+    """``[...]`` of every process as ``[P, ...]``.
+
+    Lightning's ``all_gather`` goes through a function that PyTorch has deprecated.
+    """
+    found = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, value.contiguous())
+    return torch.stack(found)
 
 
 def _first(

@@ -79,6 +79,7 @@ class FrontierMonitor(Callback):
         self._judge = load_evaluator(self.evaluator, device=pl_module.device)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample, judge and log; the first time the teacher is measured as well."""
         if trainer.sanity_checking or self._judge is None:
             return
         module = cast(Any, pl_module)
@@ -124,4 +125,5 @@ class FrontierMonitor(Callback):
         return {"curve": [list(point) for point in self.curve]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the teacher's curve, which is not measured again."""
         self.curve = [(entropy, gen_ppl) for entropy, gen_ppl in state_dict["curve"]]

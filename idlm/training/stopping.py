@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from idlm.errors import Stopped
+from idlm.training.csv_log import current_metrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -108,7 +109,7 @@ class SaveOnSignal(Callback):
 
 def _log(trainer: L.Trainer) -> None:
     """What Lightning would log about this update only later."""
-    metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    metrics = current_metrics(trainer)
     for logger in trainer.loggers:
         logger.log_metrics(metrics, step=trainer.global_step - 1)  # steps of logs count from 0
         logger.save()

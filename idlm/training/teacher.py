@@ -188,6 +188,7 @@ class TeacherModule(UpdateModule):
             model.config.dropout = h["dropout"]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW, and Muon for the matrices of the blocks if asked, with one schedule."""
         h = self.hparams
         assert self.model is not None  # configure_model ran
 
@@ -226,6 +227,7 @@ class TeacherModule(UpdateModule):
             self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
+        """Begin a new mean."""
         self.val_nelbo.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -236,6 +238,7 @@ class TeacherModule(UpdateModule):
         self.val_nelbo.update(result.mean, weight=result.tokens)
 
     def on_validation_epoch_end(self) -> None:
+        """Log the mean over all processes."""
         nelbo = self.val_nelbo.compute()
         self.log("val/nelbo", nelbo, prog_bar=True, sync_dist=True)
         self.log("val/ppl", nelbo.exp(), sync_dist=True)
@@ -247,10 +250,16 @@ class TeacherModule(UpdateModule):
         return self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the number of updates."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["updates"] = self.updates
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the number of updates.
+
+        Raises:
+            UserError: for a checkpoint of another kind of training.
+        """
         self.check_resumed(checkpoint)
         self.updates = checkpoint["updates"]
 

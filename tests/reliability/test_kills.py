@@ -12,6 +12,7 @@ from idlm.errors import UserError
 from idlm.paths import repo_dir
 from idlm.reliability import kills
 from idlm.reliability.kills import Moment
+from idlm.reliability.tiny import Tiny, make_tiny
 
 
 def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path: Path) -> None:
@@ -23,6 +24,31 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_run(tmp_path: Path) -
     # a checkpoint is written every third update
     assert found["most_updates_made_again"] <= 3
     assert [life["aim"] for life in found["lives"]] == ["update", "update", "writing", "end"]
+    assert found["lives"][2]["left_half"]
+    assert found["inside_checkpoint_writing"] >= 1
+
+
+def test_a_life_that_goes_on_from_other_weights_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison can fail."""
+    tiny, real = make_tiny(tmp_path / "tiny"), kills._start
+    monkeypatch.setattr(kills, "make_tiny", lambda *_, **__: tiny)
+
+    def start(tiny: Tiny, folder: Path, updates: int, life: str) -> object:
+        last = folder / "checkpoints" / "last.ckpt"
+        if life == "end" and folder.name == "killed":
+            held = torch.load(last)
+            name = next(k for k in held["state_dict"] if k.startswith("student."))
+            held["state_dict"][name] += 0.01
+            torch.save(held, last)
+        return real(tiny, folder, updates, life)
+
+    monkeypatch.setattr(kills, "_start", start)
+    found = kills.disturb(tmp_path / "runs", moments=1, seed=1)
+    assert not found["equal"]
+    assert not found["final_state_and_export_equal"]
+    assert found["losses_different"] > 0
 
 
 def log(folder: Path, rows: list[tuple[int, int, str]], end: str = "\n") -> Path:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from idlm.cli.main import main
 from idlm.objectives import IDLM, LossSum
 from idlm.reliability.kills import same
 from idlm.reliability.tiny import make_tiny
+from idlm.training import DistillationModule
 from idlm.training.evaluator import EvaluatorModule
 from idlm.training.finite import Part, describe
+from tests.launched import launch
 from tests.tiny_models import LENGTH, Folders
 from tests.training.helpers import QUIET, distillation, rows, trainer
 
@@ -44,7 +49,7 @@ class Poisoned(IDLM):
 
 def everything(module: Any) -> dict[str, Any]:
     optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in module.trainer.optimizers]
-    state = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: local(value).clone() for name, value in module.state_dict().items()}
     return {"state": state, "optimizers": optimizers, "updates": module.student_updates}
 
 
@@ -114,7 +119,7 @@ def test_a_norm_too_large_for_its_type_is_told_from_a_bad_gradient() -> None:
     assert said == "the norm of all gradients is not finite, though each of them is, samples 0 to 1"
 
 
-def test_processes_agree_on_the_samples_and_one_that_has_no_reason_says_so() -> None:
+def test_processes_agree_on_the_samples_and_give_the_reason_of_the_one_that_has_it() -> None:
     """Rank 0 is fine, rank 1 has a bad loss; gradients are bad on both, as DDP leaves them."""
     indices = [torch.arange(0, 2), torch.arange(2, 4)]
     parts = [
@@ -135,8 +140,52 @@ def test_processes_agree_on_the_samples_and_one_that_has_no_reason_says_so() -> 
         describe({"index": index}, part, gradients, lambda _: both)
         for index, part in zip(indices, parts, strict=True)
     ]
-    assert said[0] == "a loss or the data of another process is not finite, samples 2 to 3"
-    assert said[1] == "the loss is not finite, samples 2 to 3"
+    assert said == ["the loss is not finite, samples 2 to 3"] * 2
+
+
+@pytest.mark.parametrize("strategy", ["ddp_find_unused_parameters_true", "sharded"])
+def test_a_bad_sample_on_one_of_two_processes_stops_both_and_is_named_once(
+    strategy: str, tmp_path: Path
+) -> None:
+    command = make_tiny(tmp_path / "tiny").command(tmp_path / "run", updates=9)
+    command += ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    real, kept = IDLM.student_loss, dict[str, Any]()
+    refuse = DistillationModule._refuse
+
+    def student_loss(self: Any, networks: Any, tokens: Tensor, draw: Any) -> LossSum:
+        result = real(self, networks, tokens, draw)
+        # update 5 is the student's second; 22 and 23 are the second process's
+        bad = draw.training and 22 in draw.sample.tolist()
+        return replace(result, total=result.total * math.nan) if bad else result
+
+    def note(module: Any, *args: Any) -> None:
+        kept.update(everything(module))
+        kept["module"] = module
+        refuse(module, *args)
+
+    def work(rank: int) -> tuple[Any, str, bool, bool]:
+        IDLM.student_loss = student_loss  # type: ignore[method-assign]
+        DistillationModule._refuse = note  # type: ignore[method-assign]
+        with redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as stop:
+            main(command)
+        module = kept.pop("module")
+        finite = all(bool(full.isfinite().all()) for full in map(local, kept["state"].values()))
+        return stop.value.code, err.getvalue(), same(everything(module), kept), finite
+
+    (code, said, unchanged, finite), other = launch(2, work)
+    assert (code, unchanged, finite) == (2, True, True), said
+    assert other[0] == 2
+    assert other[2:] == (True, True)
+    assert "idlm:" not in other[1]
+    [line] = [x for x in said.splitlines() if x.startswith("idlm:")]
+    assert line.startswith("idlm: error: student update 5: loss nan")
+    assert "the loss is not finite, samples 22 to 23; no weight was changed" in line
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def test_a_training_that_diverges_ends_the_command_in_one_sentence(
