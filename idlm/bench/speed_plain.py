@@ -1,8 +1,9 @@
 """The same work done plainly, with tables ``[B, L, V]``: what ``idlm bench speed`` compares with.
 
-Sampler and losses are written as the formulas stand, in the manner of the published code. The
-losses are the reference of the tests: the same draws, values and gradients. The sampler has the
-same law.
+Sampler and losses are written as the formulas stand, in the manner of the published code: the head
+at every position, tables of all of them, and every token the winner of a race of V exponentials. A
+race has the law of our draws. Without one the losses draw our tokens, which makes them the
+reference of the tests: the same values and gradients.
 """
 
 from __future__ import annotations
@@ -49,24 +50,40 @@ def plain_sample(model: DiffusionLM, count: int, length: int, steps: int, *, see
         stays = 1.0 - float(process.reveal_probability(grid[i + 1], grid[i]))
         law = process.clean_log_probs(logits).double().exp_().mul_(1.0 - stays)
         law[..., process.mask_id] = stays
-        uniform = torch.rand(law.shape, dtype=law.dtype, device=law.device, generator=generator)
-        race = (
-            uniform.add_(1e-10).log_().neg_().add_(1e-10)
-        )  # exponential, with guards as published
-        z = torch.where(z == process.mask_id, law.div_(race).argmax(-1), z)
+        z = torch.where(z == process.mask_id, _winner(law, generator), z)
     return z
 
 
+def _winner(law: Tensor, race: torch.Generator) -> Tensor:
+    """A draw from each row of probabilities ``[..., V]``, a table that is used up."""
+    uniform = torch.rand(law.shape, dtype=law.dtype, device=law.device, generator=race)
+    times = uniform.add_(1e-10).log_().neg_().add_(1e-10)  # exponential, with guards as published
+    return law.div_(times).argmax(-1)
+
+
 def plain_student_loss(
-    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+    objective: AlternatingDistillation,
+    networks: Networks,
+    tokens: Tensor,
+    draw: Draw,
+    *,
+    race: torch.Generator | None = None,
 ) -> LossSum:
     """-w <G, log teacher - log fake> at the masked positions of z, from whole tables.
 
-    On the uniform process at all positions, of :func:`plain_uniform_student_loss`.
+    On the uniform process at all positions, each law given its own state, too.
+
+    Args:
+        objective: IDLM, D-MMD or what is between.
+        networks: all three.
+        tokens: clean tokens, int64 ``[B, L]``.
+        draw: names the randomness.
+        race: of the exponentials that draw the student's tokens as the published code does; None
+            draws the tokens of the lean losses.
     """
     if isinstance(networks.student.process, Uniform):
-        return plain_uniform_student_loss(objective, networks, tokens, draw)
-    log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw)
+        return _uniform_student_loss(objective, networks, tokens, draw, race)
+    log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw, race)
     with torch.no_grad():
         log_teacher, log_fake = (
             _log_probs(objective, model, z, input_said, time)
@@ -77,16 +94,22 @@ def plain_student_loss(
 
 
 def plain_auxiliary_loss(
-    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+    objective: AlternatingDistillation,
+    networks: Networks,
+    tokens: Tensor,
+    draw: Draw,
+    *,
+    race: torch.Generator | None = None,
 ) -> LossSum:
     """w [ CE(G | fake) + anchor CE(teacher | fake) ] at the same positions, from whole tables.
 
-    On the uniform process at all positions, of :func:`plain_uniform_auxiliary_loss`.
+    On the uniform process at all positions, with the drawn token in place of G. Arguments as of
+    :func:`plain_student_loss`.
     """
     if isinstance(networks.student.process, Uniform):
-        return plain_uniform_auxiliary_loss(objective, networks, tokens, draw)
+        return _uniform_auxiliary_loss(objective, networks, tokens, draw, race)
     with torch.no_grad():
-        log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw)
+        log_g, z, input_said, time = _simulate(objective, networks.student, tokens, draw, race)
         target = log_g.exp()
         if objective.anchor:
             log_teacher = _log_probs(objective, networks.teacher, z, input_said, time)
@@ -96,7 +119,11 @@ def plain_auxiliary_loss(
 
 
 def _simulate(
-    objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
+    objective: AlternatingDistillation,
+    student: DiffusionLM,
+    tokens: Tensor,
+    draw: Draw,
+    race: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log G ``[B, L, V]``, the re-noised state, what a fake model is told, and the state's time."""
     process, length = absorbing(student), tokens.shape[1]
@@ -106,7 +133,7 @@ def _simulate(
     logits = student(z_in, process.schedule.sigma(t_in), latent).logits
     log_g = process.log_probs(logits, z_in)
     with torch.no_grad():
-        x = draw_categorical(log_g, draw.uniform(length, stream=Stream.TOKEN))
+        x = _tokens(log_g, draw, race)
         noise = draw.uniform(length, stream=Stream.RENOISE)
         if objective.renoise == "fresh":
             z = process.corrupt(x, t_out, noise)
@@ -138,11 +165,21 @@ def _sum(
     return LossSum(torch.where(masked, weight * rows, 0.0).sum(), z.numel())
 
 
-def plain_uniform_student_loss(
-    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+def _tokens(log_g: Tensor, draw: Draw, race: torch.Generator | None) -> Tensor:
+    """A token at every position, int64 ``[B, L]``."""
+    if race is None:
+        return draw_categorical(log_g, draw.uniform(log_g.shape[1], stream=Stream.TOKEN))
+    return _winner(log_g.exp(), race)
+
+
+def _uniform_student_loss(
+    objective: AlternatingDistillation,
+    networks: Networks,
+    tokens: Tensor,
+    draw: Draw,
+    race: torch.Generator | None,
 ) -> LossSum:
-    """-w <G, log teacher - log fake> at all positions, each law given its own state, too."""
-    state = _simulate_uniform(objective, networks.student, tokens, draw)
+    state = _simulate_uniform(objective, networks.student, tokens, draw, race)
     with torch.no_grad():
         gap = _given(objective, networks.teacher, state, sharp=True)
         gap = gap - _given(objective, networks.fake, state)
@@ -150,12 +187,15 @@ def plain_uniform_student_loss(
     return LossSum(-(weight * (state.log_g.exp() * gap).sum(-1)).sum(), tokens.numel())
 
 
-def plain_uniform_auxiliary_loss(
-    objective: AlternatingDistillation, networks: Networks, tokens: Tensor, draw: Draw
+def _uniform_auxiliary_loss(
+    objective: AlternatingDistillation,
+    networks: Networks,
+    tokens: Tensor,
+    draw: Draw,
+    race: torch.Generator | None,
 ) -> LossSum:
-    """w [ CE(x | fake) + anchor CE(teacher | fake) ] at all positions, x the drawn token."""
     with torch.no_grad():
-        state = _simulate_uniform(objective, networks.student, tokens, draw)
+        state = _simulate_uniform(objective, networks.student, tokens, draw, race)
         target = torch.nn.functional.one_hot(state.x, state.log_g.shape[-1]).to(state.log_g.dtype)
         if objective.anchor:
             teacher = _given(objective, networks.teacher, state, sharp=True)
@@ -176,7 +216,11 @@ class _UniformState(NamedTuple):
 
 
 def _simulate_uniform(
-    objective: AlternatingDistillation, student: DiffusionLM, tokens: Tensor, draw: Draw
+    objective: AlternatingDistillation,
+    student: DiffusionLM,
+    tokens: Tensor,
+    draw: Draw,
+    race: torch.Generator | None,
 ) -> _UniformState:
     process, length = cast(Uniform, student.process), tokens.shape[1]
     t_in, t_out = objective.times(draw)
@@ -185,7 +229,7 @@ def _simulate_uniform(
     logits = student(z_in, process.schedule.sigma(t_in), latent).logits
     log_g = given_state(process, process.log_probs(logits, z_in), z_in, t_in)
     with torch.no_grad():
-        x = draw_categorical(log_g, draw.uniform(length, stream=Stream.TOKEN))
+        x = _tokens(log_g, draw, race)
         noise = draw.uniform(length, stream=Stream.RENOISE)
         if objective.renoise == "fresh":
             z = process.corrupt(x, t_out, noise)

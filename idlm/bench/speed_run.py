@@ -258,8 +258,9 @@ class LossCase:
         def update(plain: bool, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
             losses = [objective.auxiliary_loss, objective.student_loss]
             if plain:
-                losses = [partial(plain_auxiliary_loss, objective)]
-                losses += [partial(plain_student_loss, objective)]
+                race = torch.Generator(setting.device).manual_seed(0)
+                losses = [partial(plain_auxiliary_loss, objective, race=race)]
+                losses += [partial(plain_student_loss, objective, race=race)]
             for number, (loss, network) in enumerate(zip(losses, (fake, student), strict=True)):
                 with setting.precision():
                     result: LossSum = loss(networks, tokens, draw)

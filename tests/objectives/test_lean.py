@@ -307,3 +307,20 @@ def test_the_plain_losses_draw_the_lean_ones_tokens() -> None:
             simulate(objective, trio.student, TOKENS, DRAW).z,
             _simulate(objective, trio.student, TOKENS, DRAW)[1],
         )
+
+
+def test_the_race_of_the_published_code_has_the_law_of_our_draws_and_moves_no_mask() -> None:
+    from idlm.bench.speed_plain import _simulate, _winner
+
+    law = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    race = torch.Generator().manual_seed(1)
+    share = _winner(law.repeat(40_000, 1), race).bincount(minlength=4) / 40_000
+    # four standard deviations of a share of a half
+    torch.testing.assert_close(share, law, atol=0.01, rtol=0)
+    for objective in OBJECTIVES.values():
+        student = networks(objective, torch.float64).student
+        ours, raced = (
+            _simulate(objective, student, TOKENS, DRAW, generator)[1] for generator in (None, race)
+        )
+        mask = student.process.mask_id
+        assert torch.equal(ours == mask, raced == mask)
