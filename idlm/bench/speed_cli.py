@@ -28,6 +28,7 @@ _COMMANDS = (
     ("generate", "--steps", "x"),
     ("evaluate", "--help"),
     ("bench", "speed", "--help"),
+    ("fit", "--help"),
     ("fit", "--config", "nowhere.yaml"),
 )
 _KEYS = {"case": str, "device": str}

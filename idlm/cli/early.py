@@ -1,4 +1,4 @@
-"""What is wrong with a ``fit`` line at first sight, said before Lightning takes seconds to load."""
+"""What a ``fit`` line can be answered before Lightning takes seconds to load: help, mistakes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,46 @@ ROOTS = (
     *("help", "config", "print_config", "seed_everything", "trainer", "model", "data"),
     *("optimizer", "lr_scheduler", "ckpt_path", "verbose", "weights_only", "deterministic"),
 )
+
+
+_WORK = {
+    "fit": "Train a teacher, or distil one, as a YAML file describes (configs/ has some).",
+    "validate": "Measure a checkpoint of `idlm fit` on the validation split.",
+    "test": "Measure a checkpoint of `idlm fit` on the test split.",
+}
+
+
+def help_text(command: str, arguments: list[str]) -> str | None:
+    """What ``idlm fit --help`` prints at once; None if that was not asked for.
+
+    Args:
+        command: ``fit``, ``validate`` or ``test``.
+        arguments: what follows it.
+    """
+    if not {"-h", "--help"} & set(arguments):
+        return None
+    return f"""usage: idlm {command} --config RUN.yaml [--KEY VALUE ...]
+
+{_WORK[command]}
+
+  -c, --config FILE       YAML; a further one overrides the ones before it
+  --print_config          print the whole configuration, defaults filled in, and stop
+  --ckpt_path FILE        the checkpoint to {"go on from" if command == "fit" else "measure"}
+  --seed_everything N     seed of all random numbers
+  --deterministic         the same bits when run again (short for --trainer.deterministic true)
+  --trainer.KEY VALUE     Lightning's Trainer: accelerator, devices, strategy, precision, max_time,
+                          default_root_dir, logger, callbacks, ...
+  --model CLASS           idlm.training.DistillationModule, and others of that package
+  --model.init_args.KEY VALUE, --data.init_args.KEY VALUE
+                          any other value of the YAML, overridden on the line
+
+more, in a few seconds each:
+  --help=all              every key of the trainer with its meaning
+  --model.help CLASS, --data.help CLASS, --model.objective.help CLASS
+                          what a class takes: idlm.training.DistillationModule,
+                          idlm.data.PackedDataModule, idlm.objectives.DMMD, ...
+
+Examples and what the keys do: docs/training.md"""
 
 
 def check(command: str, arguments: list[str]) -> None:

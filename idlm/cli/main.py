@@ -154,6 +154,10 @@ def _dispatch(arguments: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(_unknown(name))
     if name in LIGHTNING_SUBCOMMANDS:
+        if text := early.help_text(name, rest):
+            print(text)
+            return
+        rest = ["--help" if word == "--help=all" else word for word in rest]
         early.check(name, rest)
     module, _ = COMMANDS[name]
     with faults.explained(name):

@@ -72,7 +72,7 @@ def test_all_cases_are_written_and_shown(
         "losses": 2,
         "fit": 1,
         "growth": 7,
-        "startup": 7,
+        "startup": 8,
     }
     sampler, loss = records[kinds.index("sampler")], records[kinds.index("losses")]
     assert sampler["over_backbone"] > 0
