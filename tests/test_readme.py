@@ -116,7 +116,7 @@ def test_the_bundled_student_makes_1024_tokens_in_16_calls_of_the_network() -> N
     model = idlm.load("python-docs-student-16step")
     calls: list[tuple[int, ...]] = []
     # counted at the network itself, whatever the sampler says
-    handle = model.backbone.register_forward_hook(lambda _, args, out: calls.append(out.shape))
+    handle = model.backbone.register_forward_hook(lambda _, args, out: calls.append(args[0].shape))
     tokens = idlm.generate(model, 2, 1024, 16, seed=0).tokens
     handle.remove()
     assert [shape[1] for shape in calls] == [1024] * 16
