@@ -32,6 +32,8 @@ _LONGEST_HOLDER = 200
 _PATIENCE = 1.0
 _ELSEWHERE = "name a place in a folder that you may write to"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+# A folder is lost to its last holder once or twice; more often it cannot be made at all.
+_MOST_RACES = 100
 
 
 @contextmanager
@@ -176,13 +178,16 @@ def _release(lock: Path, file: IO[str], made: Sequence[Path]) -> None:
 
 def _acquire(lock: Path, subject: str, elsewhere: str = _ELSEWHERE) -> IO[str] | None:
     """The locked file; None if another process holds it."""
+    races = 0
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = _opened(lock)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not lock.parent.is_dir():
+            gone = isinstance(error, FileNotFoundError) and not lock.parent.is_dir()
+            if gone and (races := races + 1) < _MOST_RACES:
                 continue  # its last holder removed the folder between our making and our opening
+            # not a race: some places, such as /proc, answer so to everyone who makes a folder
             raise UserError(
                 f"{subject} cannot be written ({error.strerror}); {elsewhere}"
             ) from error

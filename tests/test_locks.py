@@ -279,3 +279,22 @@ def test_a_forked_child_that_leaves_the_block_does_not_remove_its_parents_lock(
         with tried(lock, subject="it") as other:
             assert not other
     assert not lock.exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_folder_that_cannot_be_made_is_refused_though_the_system_says_that_nothing_is_there(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def nowhere(folder: Path, *args: object, **options: object) -> None:
+        tries.append(folder)  # what /proc answers to everyone
+        assert len(tries) < 1000, "it never ends"
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", nowhere)
+    with (
+        pytest.raises(UserError, match=r"it cannot be written \(No such file or directory\); name"),
+        MODES[mode](tmp_path / "new" / "x.lock"),
+    ):
+        pass
