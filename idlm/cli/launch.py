@@ -24,13 +24,15 @@ T = TypeVar("T")
 
 # torchrun and accelerate set the first name, MPI's launchers the others.
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# Lightning tells the processes that it starts by itself nothing but the last one.
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "LOCAL_RANK")
+# Of these Lightning sets the last one alone, for processes that it starts by itself.
+_OF_LAUNCHERS = _INDEX[:-1]
 # Steps of SLURM's own, such as the batch script and the shell of salloc, are numbered from here.
 _NO_STEP = 0xFFFF0000
 _FIRST_PORT, _PORTS = 15000, 10000
-# Processes of one launch reach the same line of code about this far apart.
-_PATIENCE = 3.0
+# Processes of one launch reach the same line of code less than this apart, and a launcher then has
+# ended the others, also on a busy machine.
+_PATIENCE = 10.0
 
 
 def launched_processes() -> int:
@@ -41,6 +43,12 @@ def launched_processes() -> int:
 def process_index() -> int:
     """The number of this process in its launch; 0 is the main one."""
     return _number(_environment(), _INDEX, 0) if launched_processes() > 1 else 0
+
+
+def has_launcher() -> bool:
+    """Whether a launcher started the processes of this run, and not one of them the others."""
+    environment = _environment()
+    return any(name in environment for name in _OF_LAUNCHERS)
 
 
 def named(sentence: str) -> str:

@@ -284,6 +284,38 @@ def test_where_processes_do_not_meet_the_others_let_the_main_one_speak_first(
         assert bool(slept) is (rank == "3")
 
 
+@pytest.mark.parametrize(
+    ("environment", "code"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1"}, 143),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, 143),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, 143),
+        # Lightning would kill the process that started this one
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, 0),
+    ],
+)
+def test_a_training_that_is_stopped_ends_all_processes_of_a_launcher_with_one_code(
+    environment: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from idlm.cli.fit_errors import in_sentences
+    from idlm.errors import Stopped
+
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    for name, value in {"WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    for error in (Stopped("stopped", signal.SIGTERM), SIGTERMException()):
+        with pytest.raises(SystemExit) as stop, in_sentences(["fit"]):
+            raise error
+        assert stop.value.code == code
+    # a launcher ends the main process, too, when another one ends: it speaks first
+    assert len(slept) == (2 if code else 0)
+
+
 @pytest.mark.parametrize("command_line", [["fit"], ["generate"]])
 def test_an_interruption_of_all_is_told_once(
     command_line: list[str], monkeypatch: pytest.MonkeyPatch
