@@ -150,6 +150,28 @@ def torchrun_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def lightning_environment() -> Iterator[None]:
+    """While the block runs, Lightning takes nothing but a task of ``srun`` for one.
+
+    It goes by the number of tasks alone, which a shell in an allocation has, too: there it would
+    refuse, or wait for tasks that nobody started. The name of the job is how it is told.
+    """
+    job = os.environ.get("SLURM_JOB_NAME")
+    inside = _step(os.environ) is not None and "SLURM_PTY_PORT" not in os.environ
+    if "SLURM_NTASKS" not in os.environ or inside:
+        yield
+        return
+    os.environ["SLURM_JOB_NAME"] = "interactive"
+    try:
+        yield
+    finally:
+        if job is None:
+            os.environ.pop("SLURM_JOB_NAME", None)
+        else:
+            os.environ["SLURM_JOB_NAME"] = job
+
+
 def _environment() -> Mapping[str, str]:
     return {**os.environ, **slurm_step(os.environ)}
 

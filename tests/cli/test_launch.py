@@ -17,6 +17,7 @@ import yaml
 from idlm.cli import launch
 from idlm.errors import UserError
 from idlm.locks import alone_writing
+from idlm.paths import repo_dir
 from idlm.samples import read_samples
 from tests.launched import Said, command, spoken
 from tests.tiny_models import LENGTH, SENTENCES, Folders, make_models
@@ -466,6 +467,46 @@ def test_only_tasks_of_srun_are_a_launch(
     else:
         assert found | expected == found
         assert (found["RANK"], found["WORLD_SIZE"]) == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_task"),
+    [
+        (TASK, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),
+        ({**TASK, "SLURM_STEP_ID": "4294967291"}, False),
+        ({**TASK, "SLURM_PTY_PORT": "40000"}, False),
+    ],
+)
+def test_lightning_takes_only_a_task_of_srun_for_one(
+    environment: dict[str, str], is_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    for name in STEP:
+        monkeypatch.delenv(name, raising=False)
+    for job in (None, "train"):
+        named = {} if job is None else {"SLURM_JOB_NAME": job}
+        for name, value in {**environment, **named, "SLURM_NTASKS": "4"}.items():
+            monkeypatch.setenv(name, value)
+        assert SLURMEnvironment.detect()
+        with launch.lightning_environment():
+            assert SLURMEnvironment.detect() is is_task
+        assert os.environ.get("SLURM_JOB_NAME") == job
+
+
+def test_tasks_that_lightning_does_not_take_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**TASK, "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    config = repo_dir() / "configs" / "owt_16step.yaml"
+    said = spoken(["fit", "--config", str(config), "--trainer.logger", "false"])
+    assert said.code == 2
+    assert said.err.startswith("idlm: error: SLURM does not fit: You set `--ntasks=4`")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_names_of_torchrun_are_there_only_while_the_processes_are_together(
