@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
-from idlm.locks import awaited
+from idlm.locks import awaited, lock_beside
 from idlm.samples import replace_bytes, replace_file
 
 if TYPE_CHECKING:
@@ -216,8 +216,7 @@ def merging(path: Path) -> Iterator[None]:
     if path.exists() and not path.is_file():  # a device keeps nothing
         yield
         return
-    target = path.resolve()
-    with awaited(target.with_name(f".{target.name}.lock"), subject=str(path)):
+    with awaited(lock_beside(path), subject=str(path)):
         yield
 
 
