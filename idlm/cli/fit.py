@@ -87,6 +87,7 @@ class CLI(LightningCLI):
             if "SLURM" not in str(error):
                 raise
             raise UserError(f"SLURM does not fit: {one_line(error)}") from error
+        launch.check_count(trainer.num_devices * trainer.num_nodes)
         return checked_trainer(trainer, command=self.subcommand or "fit")
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:

@@ -51,6 +51,23 @@ def has_launcher() -> bool:
     return any(name in environment for name in _OF_LAUNCHERS)
 
 
+def check_count(wanted: int) -> None:
+    """Refuse a trainer of fewer processes than a launcher started: each would train by itself.
+
+    Args:
+        wanted: devices of the trainer, on all nodes.
+
+    Raises:
+        UserError: if they are not as many.
+    """
+    count = launched_processes()
+    if has_launcher() and count not in (1, wanted):
+        raise UserError(
+            f"a launcher started {count} processes, and the trainer is made for {wanted}; give "
+            "--trainer.devices (of a node) and --trainer.num_nodes that multiply to as many"
+        )
+
+
 def named(sentence: str) -> str:
     """An error's sentence with the process that has it, unless that is the main one."""
     index = process_index()

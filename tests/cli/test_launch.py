@@ -509,6 +509,24 @@ def test_tasks_that_lightning_does_not_take_are_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("names", [{"RANK": "0"}, {"OMPI_COMM_WORLD_RANK": "0"}])
+def test_a_trainer_of_fewer_processes_than_were_launched_is_refused(
+    names: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**names, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    config = repo_dir() / "configs" / "owt_16step.yaml"
+    options = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.accelerator=cpu"]
+    said = spoken(["fit", "--config", str(config), *options, "--trainer.precision=32"])
+    assert said.code == 2
+    assert "a launcher started 2 processes, and the trainer is made for 1; give" in said.err
+    assert list(tmp_path.iterdir()) == []
+    launch.check_count(2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    launch.check_count(4)
+
+
 def test_the_names_of_torchrun_are_there_only_while_the_processes_are_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
