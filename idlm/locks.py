@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import sys
@@ -28,10 +29,13 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # what they answer where another process holds the lock
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _LONGEST_HOLDER = 200
+_LONGEST_NAME = 255
 # A wait that is over by then is not worth a line.
 _PATIENCE = 1.0
 _ELSEWHERE = "name a place in a folder that you may write to"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+# A folder is lost to its last holder once or twice; more often it cannot be made at all.
+_MOST_RACES = 100
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def alone_in(folders: Iterable[str | Path], *, remedy: str) -> Iterator[None]:
     """
     with ExitStack() as stack:
         # sorted: two runs that share several folders meet at the same one first
-        for folder in sorted({Path(folder).resolve() for folder in folders}):
+        for folder in sorted({_resolved(Path(folder)) for folder in folders}):
             stack.enter_context(held(folder / RUN_LOCK, subject=str(folder), remedy=remedy))
         yield
 
@@ -67,9 +71,32 @@ def alone_writing(path: str | Path, *, remedy: str) -> Iterator[None]:
     if path.exists() and not path.is_file() and not path.is_dir():
         yield
         return
-    target = path.resolve()
-    with held(target.with_name(f".{target.name}.lock"), subject=str(path), remedy=remedy):
+    with held(lock_beside(path), subject=str(path), remedy=remedy):
         yield
+
+
+def lock_beside(path: Path) -> Path:
+    """The lock file of a file or folder, beside what its name leads to.
+
+    Raises:
+        UserError: if it leads nowhere: links in a circle, a NUL, a folder that is gone.
+    """
+    target = _resolved(path)
+    name = f".{target.name}.lock"
+    if len(os.fsencode(name)) > _LONGEST_NAME:  # the file's own name may still fit
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.lock"
+    return target.with_name(name)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        resolved = path.resolve()
+        if resolved.is_symlink():  # what Python 3.13 makes of links in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return resolved
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+        raise UserError(f"{str(path)[:200]} cannot be written ({reason}); {_ELSEWHERE}") from error
 
 
 @contextmanager
@@ -176,13 +203,16 @@ def _release(lock: Path, file: IO[str], made: Sequence[Path]) -> None:
 
 def _acquire(lock: Path, subject: str, elsewhere: str = _ELSEWHERE) -> IO[str] | None:
     """The locked file; None if another process holds it."""
+    races = 0
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = _opened(lock)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not lock.parent.is_dir():
+            gone = isinstance(error, FileNotFoundError) and not lock.parent.is_dir()
+            if gone and (races := races + 1) < _MOST_RACES:
                 continue  # its last holder removed the folder between our making and our opening
+            # not a race: some places, such as /proc, answer so to everyone who makes a folder
             raise UserError(
                 f"{subject} cannot be written ({error.strerror}); {elsewhere}"
             ) from error

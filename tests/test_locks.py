@@ -88,6 +88,36 @@ def test_a_file_is_made_by_one_process_and_a_device_by_any(tmp_path: Path) -> No
         pass
 
 
+def test_the_longest_name_can_be_locked_and_is_one_lock(tmp_path: Path) -> None:
+    for length in (249, 250, 255):
+        path = tmp_path / ("n" * length)
+        with alone_writing(path, remedy=REMEDY):
+            path.write_text("x")
+            with pytest.raises(UserError, match="in use"), alone_writing(path, remedy=REMEDY):
+                pass
+            with alone_writing(tmp_path / ("m" * length), remedy=REMEDY):
+                pass
+    assert sorted(len(left.name) for left in tmp_path.iterdir()) == [249, 250, 255]
+
+
+def test_a_name_that_leads_nowhere_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for name in (tmp_path / "circle", Path("a\0b")):
+        for lock in (alone_writing(name, remedy=REMEDY), alone_in([name], remedy=REMEDY)):
+            with pytest.raises(UserError, match=r" cannot be written \(.+\); name a place"), lock:
+                pass
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with (
+        pytest.raises(UserError, match=r"x cannot be written \(No such file or directory\)"),
+        alone_writing("x", remedy=REMEDY),
+    ):
+        pass
+
+
 def test_a_lock_whose_file_was_removed_in_between_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,3 +309,22 @@ def test_a_forked_child_that_leaves_the_block_does_not_remove_its_parents_lock(
         with tried(lock, subject="it") as other:
             assert not other
     assert not lock.exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_folder_that_cannot_be_made_is_refused_though_the_system_says_that_nothing_is_there(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def nowhere(folder: Path, *args: object, **options: object) -> None:
+        tries.append(folder)  # what /proc answers to everyone
+        assert len(tries) < 1000, "it never ends"
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(Path, "mkdir", nowhere)
+    with (
+        pytest.raises(UserError, match=r"it cannot be written \(No such file or directory\); name"),
+        MODES[mode](tmp_path / "new" / "x.lock"),
+    ):
+        pass

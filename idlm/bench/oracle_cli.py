@@ -88,8 +88,9 @@ def _run_missing(wanted: list[Cell], plan: Plan, output: Path, jobs: int) -> Non
     folder = shared.beside(output, ".teachers")
     for number, (cell, found) in enumerate(_run(missing, plan, folder, jobs), start=1):
         # another run may have added its own in the meantime
-        records = [r for r in _read(output) if not oracle_run.matches(r, cell, plan)] + found
-        shared.write_records(output, sorted(records, key=oracle_run.order))
+        with shared.merging(output):
+            records = [r for r in _read(output) if not oracle_run.matches(r, cell, plan)] + found
+            shared.write_records(output, sorted(records, key=oracle_run.order))
         far = ", ".join(f"{r['cross_entropy']:.2f}" for r in found)
         print(
             f"{number}/{len(missing)}  {cell.method}, latent {found[0]['latent']}, seed "

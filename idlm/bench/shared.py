@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
+from idlm.locks import awaited, lock_beside
 from idlm.samples import replace_bytes, replace_file
 
 if TYPE_CHECKING:
@@ -203,6 +204,20 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     """
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     replace_file(path, [f"[\n{lines}\n]\n"])
+
+
+@contextmanager
+def merging(path: Path) -> Iterator[None]:
+    """Read the file, change it and write it, while no other run does; who comes second waits.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    if path.exists() and not path.is_file():  # a device keeps nothing
+        yield
+        return
+    with awaited(lock_beside(path), subject=str(path)):
+        yield
 
 
 def as_json(value: Any) -> Any:

@@ -87,10 +87,11 @@ def _run_missing(wanted: list[Cell], plan: Plan, counts: Counts, output: Path, j
     ]
     for number, (cell, (found, first)) in enumerate(toy_run.run(missing, plan, jobs), start=1):
         # another run may have added its own in the meantime
-        others = [r for r in _read(output) if toy_run.key_of(r) != cell.key(plan)]
-        # counts first: with the records there, a cell that is broken off here would pass for done
-        counts.add(cell, plan, first)
-        shared.write_records(output, sorted(others + found, key=_order))
+        with shared.merging(output):
+            others = [r for r in _read(output) if toy_run.key_of(r) != cell.key(plan)]
+            # counts first: with the records there, a cell broken off here would pass for done
+            counts.add(cell, plan, first)
+            shared.write_records(output, sorted(others + found, key=_order))
         far = ", ".join(f"{r['tv']:.3f}" for r in found)
         print(
             f"{number}/{len(missing)}  {cell.dataset}, {cell.method} ({cell.process}), latent "

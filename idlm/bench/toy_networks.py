@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.models.dit import DiT, Latent
+from idlm.models.dit import DiT, Latent, take_positions
 from idlm.models.recognition import Posterior
 from idlm.objectives.base import Draw
 from idlm.objectives.dmmd import DMMD
@@ -54,6 +54,17 @@ class TinyLM(DiffusionLM):
             draw.normal(g, stream=Stream.LATENT_GLOBAL) if g else None,
             draw.normal(length, p, stream=Stream.LATENT_POSITION) if p else None,
         )
+
+    def features(
+        self,
+        input_ids: Tensor,
+        timesteps: Tensor | None = None,
+        latent: Latent | None = None,
+        at: Tensor | None = None,
+    ) -> Tensor:
+        """As the base class; the perceptron makes all positions at once in any case."""
+        every = super().features(input_ids, timesteps, latent)
+        return every if at is None else take_positions(every, at)
 
 
 def tiny(tokens: int, length: int, process: str, *, hidden: int = 64) -> TinyLM:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from idlm.bench import oracle_cli, speed_cli, toy_cli
 from idlm.cli.shared import Parser
+from idlm.locks import alone_writing
 
 _BENCHES = {
     "toys": (toy_cli, "densities of the plane and equal tokens, each an exact table"),
@@ -29,4 +30,8 @@ def run(argv: list[str]) -> None:
         UserError: for options that do not fit, and from the bench that was named.
     """
     options = _parser().parse_args(argv)
+    if options.bench == "speed":  # two of them at once would also measure each other
+        with alone_writing(options.json, remedy="wait for it to end, or name another --json"):
+            speed_cli.run(options)
+        return
     _BENCHES[options.bench][0].run(options)

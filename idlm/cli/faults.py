@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ ADVICE = {
 }
 _MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ ?\w+)")
+# as Rust writes it
+_OS_ERROR = re.compile(r"\(os error (\d{1,4})\)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -81,18 +84,19 @@ def _about_memory(error: Exception, command: str) -> str | None:
 
 
 def _about_disk(error: Exception) -> str | None:
-    code = error.errno if isinstance(error, OSError) else None
-    place = getattr(error, "filename", None) or "a file of this run"
     # libraries that write by themselves have only words for it
+    said = _OS_ERROR.search(str(error))
+    code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    place = getattr(error, "filename", None) or "a file of this run"
+    strerror = (isinstance(error, OSError) and error.strerror) or os.strerror(code or errno.ENOSPC)
     if code in _FULL or "No space left on device" in str(error):
-        reason = (isinstance(error, OSError) and error.strerror) or "No space left on device"
         return (
-            f"{place} cannot be written ({reason}); free some space or choose another disk: what "
+            f"{place} cannot be written ({strerror}); free some space or choose another disk: what "
             "was complete before still is"
         )
     if code in _CLOSED:
         return (
-            f"{place} cannot be opened or written ({error.strerror}); choose a place that you may "  # type: ignore[attr-defined]
+            f"{place} cannot be opened or written ({strerror}); choose a place that you may "
             "read and write"
         )
     return None

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from idlm import paths
+from idlm.cli import launch
 from idlm.cli.config_file import check_file
 from idlm.cli.early import config_files
 from idlm.cli.fit_errors import in_sentences, one_line
@@ -82,6 +83,11 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
+        except RuntimeError as error:
+            if "SLURM" not in str(error):
+                raise
+            raise UserError(f"SLURM does not fit: {one_line(error)}") from error
+        launch.check_count(trainer.num_devices * trainer.num_nodes)
         return checked_trainer(trainer, command=self.subcommand or "fit")
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
@@ -209,7 +215,7 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    with in_sentences(argv):
+    with in_sentences(argv), launch.lightning_environment():
         CLI(
             LightningModule,
             LightningDataModule,

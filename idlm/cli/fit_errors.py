@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from idlm.cli import launch
 from idlm.cli.near import hint
 from idlm.errors import Stopped, UserError
 
@@ -51,8 +52,7 @@ def in_sentences(argv: list[str]) -> Iterator[None]:
         raise UserError(f"{str(error).splitlines()[0]}{where}; correct the reference") from error
     except (Stopped, SIGTERMException) as stopped:
         if getattr(rank_zero_only, "rank", 0) > 0:  # one process tells it
-            # Lightning kills the process that started this one if its end looks like a failure
-            raise SystemExit(0) from stopped
+            raise SystemExit(_code_of_others(stopped)) from stopped
         if isinstance(stopped, Stopped):
             raise
         raise Stopped(
@@ -79,6 +79,15 @@ def in_sentences(argv: list[str]) -> Iterator[None]:
         if (cause := _cause(error)) is None:
             raise
         raise cause from error
+
+
+def _code_of_others(stopped: BaseException) -> int:
+    """What the other processes end with: the main one's code, as soon as it has spoken."""
+    if not launch.has_launcher():
+        # Lightning kills the process that started this one if its end looks like a failure
+        return 0
+    time.sleep(_LAST_WORDS)
+    return stopped.exit_code if isinstance(stopped, Stopped) else 128 + signal.SIGTERM
 
 
 def _dead_loader(error: BaseException) -> str | None:

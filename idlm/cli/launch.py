@@ -24,13 +24,15 @@ T = TypeVar("T")
 
 # torchrun and accelerate set the first name, MPI's launchers the others.
 _COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# Lightning tells the processes that it starts by itself nothing but the last one.
 _INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "LOCAL_RANK")
+# Of these Lightning sets the last one alone, for processes that it starts by itself.
+_OF_LAUNCHERS = _INDEX[:-1]
 # Steps of SLURM's own, such as the batch script and the shell of salloc, are numbered from here.
 _NO_STEP = 0xFFFF0000
 _FIRST_PORT, _PORTS = 15000, 10000
-# Processes of one launch reach the same line of code about this far apart.
-_PATIENCE = 3.0
+# Processes of one launch reach the same line of code less than this apart, and a launcher then has
+# ended the others, also on a busy machine.
+_PATIENCE = 10.0
 
 
 def launched_processes() -> int:
@@ -41,6 +43,29 @@ def launched_processes() -> int:
 def process_index() -> int:
     """The number of this process in its launch; 0 is the main one."""
     return _number(_environment(), _INDEX, 0) if launched_processes() > 1 else 0
+
+
+def has_launcher() -> bool:
+    """Whether a launcher started the processes of this run, and not one of them the others."""
+    environment = _environment()
+    return any(name in environment for name in _OF_LAUNCHERS)
+
+
+def check_count(wanted: int) -> None:
+    """Refuse a trainer of fewer processes than a launcher started: each would train by itself.
+
+    Args:
+        wanted: devices of the trainer, on all nodes.
+
+    Raises:
+        UserError: if they are not as many.
+    """
+    count = launched_processes()
+    if has_launcher() and count not in (1, wanted):
+        raise UserError(
+            f"a launcher started {count} processes, and the trainer is made for {wanted}; give "
+            "--trainer.devices (of a node) and --trainer.num_nodes that multiply to as many"
+        )
 
 
 def named(sentence: str) -> str:
@@ -140,6 +165,28 @@ def torchrun_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def lightning_environment() -> Iterator[None]:
+    """While the block runs, Lightning takes nothing but a task of ``srun`` for one.
+
+    It goes by the number of tasks alone, which a shell in an allocation has, too: there it would
+    refuse, or wait for tasks that nobody started. The name of the job is how it is told.
+    """
+    job = os.environ.get("SLURM_JOB_NAME")
+    inside = _step(os.environ) is not None and "SLURM_PTY_PORT" not in os.environ
+    if "SLURM_NTASKS" not in os.environ or inside:
+        yield
+        return
+    os.environ["SLURM_JOB_NAME"] = "interactive"
+    try:
+        yield
+    finally:
+        if job is None:
+            os.environ.pop("SLURM_JOB_NAME", None)
+        else:
+            os.environ["SLURM_JOB_NAME"] = job
 
 
 def _environment() -> Mapping[str, str]:

@@ -7,6 +7,7 @@ over gloo: it also works without GPUs and when several processes share one.
 
 from __future__ import annotations
 
+import os
 import secrets
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ T = TypeVar("T")
 # gloo's half an hour would end a run in which one process has that much more to write; a process
 # that dies closes its connections, which ends the others at once.
 _TIMEOUT = timedelta(days=30)
+# That is no time to wait for a process that never came, which closes no connection.
+_ARRIVAL = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def join(count: int, device: str | None = None) -> Iterator[Processes]:
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     ours = not torch.distributed.is_initialized()
     try:
+        if ours and "RANK" in os.environ:
+            _arrive(count)
         state = PartialState(cpu=on_cpu, backend="gloo", timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -118,6 +123,21 @@ def join(count: int, device: str | None = None) -> Iterator[Processes]:
     finally:
         if ours:
             state.destroy_process_group()
+
+
+def _arrive(count: int) -> None:
+    """Begin the process group when every process of the launch is there.
+
+    Raises:
+        RuntimeError: if they are not all there in time.
+    """
+    store, index, _ = next(torch.distributed.rendezvous("env://", timeout=_ARRIVAL))
+    # under torchrun the store outlives a group: its processes may meet again
+    store.set(f"idlm/{index}", "here")
+    store.wait([f"idlm/{other}" for other in range(count)], _ARRIVAL)
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=index, world_size=count, timeout=_TIMEOUT
+    )
 
 
 def _check_device(name: str | None, count: int) -> None:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from idlm.errors import UserError
 from idlm.sandbox.child import READY
@@ -30,6 +29,7 @@ from idlm.sandbox.child import READY
 _CHILD = Path(__file__).with_name("child.py")
 # The line that reports is shorter; a program that finds stdout itself gets no further than this.
 _MOST_BYTES = 1 << 16
+_LONGEST_TEXT = 1000
 _STARTUP_SECONDS = 60.0
 
 FAILURES = (
@@ -162,28 +162,32 @@ def _run(source: str, limits: Limits, entry: str, kernel: dict[str, bool]) -> Ou
             start_new_session=True,
         )
         try:
-            said, why = _converse(process, source, limits.seconds)
+            said, why, ran = _converse(process, source, limits.seconds)
         finally:
             _end(process)
-        return _outcome(said, why, process.returncode)
+        return _outcome(said, why, process.returncode, ran=ran)
 
 
 def _converse(
     process: subprocess.Popen[bytes], source: str, seconds: float
-) -> tuple[bytes, str | None]:
-    """Hand the program over and listen until it ends or breaks a limit, which is returned."""
+) -> tuple[bytes, str | None, bool]:
+    """Hand the program over and listen until it ends or breaks a limit, which is returned.
+
+    Returns:
+        What was said, the limit that was broken, and whether the program ran at all.
+    """
     assert process.stdin is not None  # a pipe
     try:
         process.stdin.write(source.encode("utf-8", "replace"))
         process.stdin.close()
     except BrokenPipeError:  # it died before it read
-        return b"", None
+        return b"", None, False
     said, why = _listen(process, _STARTUP_SECONDS, lambda said: READY in said)
     if why is not None or READY not in said:
-        return said, why
+        return said, why, False
     # the program's own time: a busy machine may take seconds to start Python
     more, why = _listen(process, seconds, lambda said: False)
-    return said.partition(READY)[2] + more, why
+    return said.partition(READY)[2] + more, why, True
 
 
 def _listen(
@@ -217,23 +221,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _outcome(said: bytes, broken: str | None, code: int) -> Outcome:
-    """What the child said, or what its end means."""
+def _outcome(said: bytes, broken: str | None, code: int, *, ran: bool) -> Outcome:
+    """What the child said, or what its end means.
+
+    A program that ran and found stdout can say anything at all in its place.
+    """
     if broken is not None:
         return Outcome(broken, "over the limit")
     try:
-        found: dict[str, Any] = json.loads(said)
-        outcome = Outcome(found["outcome"], found["detail"], found["answer"])
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(said)
+        outcome, detail, answer = found["outcome"], found["detail"], found["answer"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return _death(code)
-    if outcome.outcome not in ("answered", "setup", *FAILURES):
+    if outcome not in ("answered", *FAILURES) and (ran or outcome != "setup"):
         return Outcome("crash", "an outcome that there is none of")
-    return outcome
+    if not isinstance(detail, str) or isinstance(answer, str) is not (outcome == "answered"):
+        return Outcome("crash", "a report that is none")
+    return Outcome(outcome, _written(detail), None if answer is None else _written(answer))
+
+
+def _written(text: str) -> str:
+    """As much as the child would say, without halves of characters, which no file takes."""
+    return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 def _death(code: int) -> Outcome:
     if code == -signal.SIGXCPU:
         return Outcome("time", "processor time")
     if code < 0:
-        return Outcome("crash", signal.Signals(-code).name)
+        known = -code in {*map(int, signal.Signals)}  # most real-time signals have no name
+        return Outcome("crash", signal.Signals(-code).name if known else f"signal {-code}")
     return Outcome("crash", f"exit code {code} without a word")

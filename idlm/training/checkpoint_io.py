@@ -166,6 +166,8 @@ def damage(path: str | Path) -> str | None:
                 return "is cut off or no checkpoint"
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+        if broken is None:
+            torch._C.PyTorchFileReader(str(path))  # reads more of the archive than zipfile does
         return None if broken is None else f"is damaged (the checksum of {broken} differs)"
     except FileNotFoundError:
         return "is not there"
@@ -184,9 +186,11 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(UserError, OSError), Archive(path) as archive:
-            root = archive.root
-            if "optimizer_states" in root and "loops" in root:
-                found.append((int(root["global_step"]), path.stat().st_mtime_ns, path))
+            root = archive.root if isinstance(archive.root, dict) else {}
+            step = root.get("global_step")
+            # whatever else lies in the folder: it may come from anywhere
+            if "optimizer_states" in root and "loops" in root and type(step) is int:
+                found.append((step, path.stat().st_mtime_ns, path))
     return [(step, path) for step, _, path in sorted(found, reverse=True)]
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from idlm.errors import UserError
 from idlm.samples import replace_file
 
 # of every row, whatever is logged
@@ -131,11 +132,19 @@ class ContinuedWriter(ExperimentWriter):
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         """Columns and complete rows of the file; none of one that is missing."""
         path = Path(self.metrics_file_path)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        # what stands behind the last newline was being written when a run was killed
-        table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        rows = [row for row in table if None not in row and None not in row.values()]
-        return list(table.fieldnames or []), rows
+        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        # what stands behind the last newline was being written when a run was killed, and a
+        # machine that lost its power leaves zeros
+        text = text[: text.rfind("\n") + 1].replace("\0", "")
+        try:
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            rows = [row for row in table if None not in row and None not in row.values()]
+            return list(table.fieldnames or []), rows
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is no log of a run ({error}); move it away, or log elsewhere with "
+                "--trainer.logger.init_args.version"
+            ) from error
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         text = io.StringIO(newline="")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +19,7 @@ from idlm.bench.shared import as_done, objective_record, outputs, save_png, stud
 from idlm.cli.bench import run
 from idlm.cli.shared import Parser
 from idlm.errors import UserError
+from idlm.locks import alone_writing
 from idlm.objectives import DMMD, SDTT
 
 
@@ -138,3 +142,68 @@ def test_a_students_record_has_the_defaults_and_is_what_json_gives_back() -> Non
     found = student_record(DMMD(), {"betas": (0.0, 0.9), "max_student_updates": 7})
     assert (found["updates"], found["betas"], found["clip"]) == (7, [0.0, 0.9], 1.0)
     assert shared.as_json(found) == found
+
+
+def test_two_runs_that_add_to_one_file_at_once_lose_no_record(tmp_path: Path) -> None:
+    """Each of four processes adds 25 records, one at a time, as the benches do."""
+    path = tmp_path / "out.json"
+    fork = multiprocessing.get_context("fork")
+    runs = [fork.Process(target=_add, args=(path, name)) for name in range(4)]
+    for run_ in runs:
+        run_.start()
+    for run_ in runs:
+        run_.join(60)
+    found = shared.read_records(path, "test's", {"run": int, "number": int})
+    assert sorted((r["run"], r["number"]) for r in found) == [
+        (name, number) for name in range(4) for number in range(25)
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def _add(path: Path, name: int) -> None:
+    for number in range(25):
+        with shared.merging(path):
+            others = shared.read_records(path, "test's", {"run": int, "number": int})
+            shared.write_records(path, [*others, {"run": name, "number": number}])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [["toys", "--dataset", "equal", "--method", "teacher"], ["oracle", "--method", "source"]],
+    ids=lambda asked: asked[0],
+)
+def test_a_bench_adds_its_records_while_no_other_run_does(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[Path] = []
+
+    @contextmanager
+    def merging(path: Path) -> Iterator[None]:
+        entered.append(path)
+        yield
+        entered.append(path)
+
+    monkeypatch.setattr(shared, "merging", merging)
+    writes: list[int] = []
+    real = shared.write_records
+
+    def write(path: Path, records: Any) -> None:
+        writes.append(len(entered) % 2)
+        real(path, records)
+
+    monkeypatch.setattr(shared, "write_records", write)
+    out = tmp_path / "o.json"
+    run([*asked, "--quick", "--jobs", "1", "--json", str(out)])
+    assert writes, "nothing was written"
+    assert set(writes) == {1}
+
+
+def test_a_second_speed_bench_with_the_same_file_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    argv = ["speed", "--quick", "--case", "startup", "--json", str(out)]
+    with (
+        alone_writing(out, remedy=""),
+        pytest.raises(UserError, match=r"speed\.json is in use by process .* name another --json"),
+    ):
+        run(argv)
+    assert not out.exists()

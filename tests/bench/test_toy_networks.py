@@ -104,6 +104,20 @@ def test_the_toolkits_sampler_takes_a_tiny_network(process: str) -> None:
     assert (latents[0].vector != latents[1].vector).all()
 
 
+def test_some_positions_have_the_features_they_have_among_all() -> None:
+    """What samplers ask for when only some positions are still masked."""
+    student = awake(length=5)
+    z, sigma = torch.randint(0, 5, (4, 5)), torch.full((4,), 0.7)
+    latent = student.sample_latent(torch.arange(4), 5, seed=0, step=0)
+    every = student.features(z, sigma, latent)
+    at = torch.tensor([[0, 4], [2, 2], [1, 3], [4, 0]])
+    found = student.features(z, sigma, latent, at)
+    assert found.shape == (4, 2, every.shape[-1])
+    for row, places in enumerate(at.tolist()):
+        assert torch.equal(found[row], every[row, places])
+    assert idlm.generate(student, 50, 5, 4, seed=3).tokens.shape == (50, 5)
+
+
 KINDS = ("uniform", "normal", "latent", "times")
 
 

@@ -72,6 +72,8 @@ def test_every_option_that_is_to_be_lowered_exists(module: types.ModuleType, cap
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "a file of this run .* quota exceeded"),
         (OSError(errno.EFBIG, "File too large", "/a/b"), "/a/b .*File too large"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "written .*File too large"),
+        (RuntimeError("I/O error: Permission denied (os error 13)"), "opened .*Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/a/b"), "/a/b cannot be opened or written"),
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b .*Permission denied"),
     ],
@@ -82,7 +84,14 @@ def test_a_disk_that_is_full_or_closed_is_one_sentence(error: Exception, words: 
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(errno.EPIPE, "pipe")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shape mismatch"),
+        OSError(errno.EPIPE, "pipe"),
+        RuntimeError("broken (os error 5)"),
+    ],
+)
 def test_every_other_error_passes(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, explained("fit"):
         raise error

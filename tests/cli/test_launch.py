@@ -17,6 +17,7 @@ import yaml
 from idlm.cli import launch
 from idlm.errors import UserError
 from idlm.locks import alone_writing
+from idlm.paths import repo_dir
 from idlm.samples import read_samples
 from tests.launched import Said, command, spoken
 from tests.tiny_models import LENGTH, SENTENCES, Folders, make_models
@@ -284,6 +285,38 @@ def test_where_processes_do_not_meet_the_others_let_the_main_one_speak_first(
         assert bool(slept) is (rank == "3")
 
 
+@pytest.mark.parametrize(
+    ("environment", "code"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1"}, 143),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, 143),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}, 143),
+        # Lightning would kill the process that started this one
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, 0),
+    ],
+)
+def test_a_training_that_is_stopped_ends_all_processes_of_a_launcher_with_one_code(
+    environment: dict[str, str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from idlm.cli.fit_errors import in_sentences
+    from idlm.errors import Stopped
+
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    for name, value in {"WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    for error in (Stopped("stopped", signal.SIGTERM), SIGTERMException()):
+        with pytest.raises(SystemExit) as stop, in_sentences(["fit"]):
+            raise error
+        assert stop.value.code == code
+    # a launcher ends the main process, too, when another one ends: it speaks first
+    assert len(slept) == (2 if code else 0)
+
+
 @pytest.mark.parametrize("command_line", [["fit"], ["generate"]])
 def test_an_interruption_of_all_is_told_once(
     command_line: list[str], monkeypatch: pytest.MonkeyPatch
@@ -434,6 +467,64 @@ def test_only_tasks_of_srun_are_a_launch(
     else:
         assert found | expected == found
         assert (found["RANK"], found["WORLD_SIZE"]) == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_task"),
+    [
+        (TASK, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),
+        ({**TASK, "SLURM_STEP_ID": "4294967291"}, False),
+        ({**TASK, "SLURM_PTY_PORT": "40000"}, False),
+    ],
+)
+def test_lightning_takes_only_a_task_of_srun_for_one(
+    environment: dict[str, str], is_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    for name in STEP:
+        monkeypatch.delenv(name, raising=False)
+    for job in (None, "train"):
+        named = {} if job is None else {"SLURM_JOB_NAME": job}
+        for name, value in {**environment, **named, "SLURM_NTASKS": "4"}.items():
+            monkeypatch.setenv(name, value)
+        assert SLURMEnvironment.detect()
+        with launch.lightning_environment():
+            assert SLURMEnvironment.detect() is is_task
+        assert os.environ.get("SLURM_JOB_NAME") == job
+
+
+def test_tasks_that_lightning_does_not_take_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**TASK, "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    config = repo_dir() / "configs" / "owt_16step.yaml"
+    said = spoken(["fit", "--config", str(config), "--trainer.logger", "false"])
+    assert said.code == 2
+    assert said.err.startswith("idlm: error: SLURM does not fit: You set `--ntasks=4`")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [{"RANK": "0"}, {"OMPI_COMM_WORLD_RANK": "0"}])
+def test_a_trainer_of_fewer_processes_than_were_launched_is_refused(
+    names: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**names, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    config = repo_dir() / "configs" / "owt_16step.yaml"
+    options = ["--trainer.devices=1", "--trainer.strategy=auto", "--trainer.accelerator=cpu"]
+    said = spoken(["fit", "--config", str(config), *options, "--trainer.precision=32"])
+    assert said.code == 2
+    assert "a launcher started 2 processes, and the trainer is made for 1; give" in said.err
+    assert list(tmp_path.iterdir()) == []
+    launch.check_count(2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    launch.check_count(4)
 
 
 def test_the_names_of_torchrun_are_there_only_while_the_processes_are_together(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,24 @@ def test_processes_that_no_launcher_started_are_one_sentence(monkeypatch):
             raise AssertionError("nobody was there to meet")
     finally:
         PartialState._reset_state()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_does_not_wait_for_ever_for_one_that_never_comes(rank, monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sharded, "_ARRIVAL", timedelta(seconds=1))
+    started = time.monotonic()
+    try:
+        with pytest.raises(UserError, match="2 processes, which cannot meet"), join(2, "cpu"):
+            raise AssertionError("nobody was there to meet")
+    finally:
+        PartialState._reset_state()
+    assert time.monotonic() - started < 30
 
 
 def torchrun(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

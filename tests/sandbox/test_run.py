@@ -205,6 +205,41 @@ def test_a_program_without_a_value_has_no_answer(program: str) -> None:
     assert run_program(program, weak=True).outcome == "no_answer"
 
 
+# What a program writes on the stdout it has found, in the place of the report, and what is made of
+# that.
+FORGED = {
+    "a list as the answer": ('{"outcome":"answered","detail":"","answer":[1]}', "crash", None),
+    "no answer": ('{"outcome":"answered","detail":"","answer":null}', "crash", None),
+    "a failure with an answer": ('{"outcome":"error","detail":"","answer":"1"}', "crash", None),
+    "a number as the reason": ('{"outcome":"error","detail":3,"answer":null}', "crash", None),
+    "a list as the outcome": ('{"outcome":[],"detail":"","answer":null}', "crash", None),
+    "a sandbox that failed": ('{"outcome":"setup","detail":"","answer":null}', "crash", None),
+    "nothing but brackets": ("[" * 60_000, "crash", None),
+    "an endless answer": (
+        '{"outcome":"answered","detail":"","answer":"' + "9" * 60_000 + '"}',
+        "answered",
+        "9" * 1000,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_program_that_forges_the_report_fails_no_one_but_itself(name: str) -> None:
+    report, outcome, answer = FORGED[name]
+    program = f"import random\nos = random._os\nos.write(1, {report.encode()!r})\nos._exit(0)"
+    found = run_program(program, weak=True)
+    assert (found.outcome, found.answer) == (outcome, answer)
+
+
+def test_half_a_character_in_an_answer_can_be_written_to_a_file() -> None:
+    assert run_program(r"result = 'x\udc80'", weak=True).answer == "x?"
+
+
+def test_a_signal_without_a_name_is_a_crash() -> None:
+    assert run._death(-40) == Outcome("crash", "signal 40")
+    assert run._death(-9) == Outcome("crash", "SIGKILL")
+
+
 def test_another_entry_can_be_named() -> None:
     program = "def solution():\n    return 1\nresult = 2"
     assert run_program(program, entry="solution", weak=True).answer == "1"

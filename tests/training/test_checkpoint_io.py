@@ -174,6 +174,34 @@ def test_the_newest_good_checkpoint_stands_in_for_a_bad_one_aloud(how: str, save
     assert torch.load(previous_of(saved))["global_step"] == 10
 
 
+def test_what_else_lies_in_the_folder_stands_in_for_no_checkpoint_and_hinders_none(
+    saved: Path,
+) -> None:
+    io = CheckedCheckpointIO()
+    io.save_checkpoint(checkpoint(8), saved)
+    strange = [3, "optimizer_states loops", None, [1]]
+    strange += [
+        {**WHOLE, "global_step": step} for step in ("x", float("inf"), torch.zeros(3), None, [9])
+    ]
+    for number, held in enumerate([*strange, WHOLE]):
+        torch.save(held, saved.with_name(f"strange{number}.ckpt"))
+    shutil.copy(saved, version := saved.with_name("version.ckpt"))
+    data = version.read_bytes()
+    place = data.rindex(b"PK\x01\x02")  # an entry that asks for a zip of another century
+    version.write_bytes(data[: place + 6] + b"\xff" + data[place + 7 :])
+    flip(saved, 5000)
+    with pytest.warns(UserWarning, match=r"using .*last\.previous\.ckpt instead.* step 7"):
+        assert io.load_checkpoint(saved)["global_step"] == 7
+
+
+def test_an_archive_that_pytorch_cannot_read_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("x/data.pkl", b"x")
+    assert damage(tmp_path / "x.ckpt") == "is cut off or no checkpoint"
+    with pytest.raises(UserError, match="no other checkpoint in"):
+        CheckedCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
+
+
 def test_without_another_good_checkpoint_or_where_none_may_stand_in_it_is_refused(
     saved: Path,
 ) -> None:

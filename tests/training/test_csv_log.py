@@ -193,6 +193,18 @@ def test_a_new_column_is_added_to_the_whole_file_at_once(
     assert rows(file) == [{"a": "1.0", "b": "", "step": "0"}, {"a": "", "b": "2.0", "step": "1"}]
 
 
+def test_a_damaged_line_is_dropped_and_a_file_that_is_no_table_refused(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"step,a\n0,1.0\n\xff\xfe\n1,2\x00.0\n" + b"\x00" * 50)
+    ContinuedWriter(str(tmp_path)).continue_from(2)
+    assert rows(file) == [{"step": "0", "a": "1.0"}, {"step": "1", "a": "2.0"}]
+    file.write_bytes(b"step,a\n" + b"9" * (csv.field_size_limit() + 1) + b",1\n")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.csv is no log of a run \(.*\); move it away"):
+        ContinuedWriter(str(tmp_path))
+    assert file.read_bytes() == before
+
+
 def test_a_row_that_is_logged_twice_is_written_once(tmp_path: Path) -> None:
     writer = ContinuedWriter(str(tmp_path))
     for row in ({"a": 1.0, "epoch": 0}, {"a": 1.0, "epoch": 0}, {"v": 2.0, "epoch": 0}):
