@@ -83,7 +83,9 @@ class VocabEmbed(nn.Module):
         if tokens.is_floating_point():
             # Duo's relaxed input; full precision because the mixture is nearly one-hot (B.6)
             with torch.autocast(tokens.device.type, enabled=False):
-                return torch.softmax(tokens.to(self.embedding.dtype), -1) @ self.embedding
+                mixture = torch.softmax(tokens.to(self.embedding.dtype), -1)
+                # one product of two matrices, where matmul may make one for each sequence
+                return (mixture.flatten(0, -2) @ self.embedding).view(*tokens.shape[:-1], -1)
         return self.embedding[tokens]
 
 

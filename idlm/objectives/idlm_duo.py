@@ -232,9 +232,8 @@ class IDLMDuo(DistillationObjective):
             log_g = student.process.log_probs(student.head(student_hidden), z_in)
             log_teacher = process.log_probs(teacher.head(teacher_hidden), z)
             log_fake = process.log_probs(fake.head(fake_hidden), z)
-            g = log_g.exp()
-            gap = process.nll_per_token(log_teacher, g, z, time)
-            return gap - process.nll_per_token(log_fake, g, z, time), entropy(log_g)
+            gap = process.nll_difference(log_teacher, log_fake, log_g.exp(), z, time)
+            return gap, entropy(log_g)
 
         rows = _rows(*hidden, *made, state.z, time=state.time)
         size = process.vocab_size
