@@ -114,7 +114,7 @@ def test_a_slice_is_made_alone_and_is_that_of_the_whole_to_the_bit(
         rows = min(rows, 7 - first)
         part = dense_normal(rows, columns, **names, first=first)
         assert torch.equal(part, whole[:, first : first + rows])
-    assert 3 * 7 * 50_257 > 4 * random._AT_ONCE["cpu"]
+    assert columns < 50_257 or whole.numel() > 4 * random._AT_ONCE["cpu"]
 
 
 def test_numbers_do_not_depend_on_how_many_are_made_at_once(

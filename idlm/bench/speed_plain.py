@@ -7,7 +7,9 @@ same law.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from idlm.processes import Uniform
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
 
+Loss = Callable[[Networks, Tensor, Draw], LossSum]
 _Rows = tuple[Tensor, ...]
 
 
@@ -279,3 +282,12 @@ def _relaxed_features(
     _, relaxation = objective.process(model)
     scores = relaxation.scores(w, tau=objective.tau)
     return model.features(scores, relaxation.sigma(t).to(w.dtype), latent)
+
+
+def plain_losses(objective: Any) -> tuple[Loss, Loss]:
+    """The plain auxiliary loss and the plain student loss of an objective."""
+    if isinstance(objective, IDLMDuo):
+        losses: tuple[Any, Any] = (plain_duo_auxiliary_loss, plain_duo_student_loss)
+    else:
+        losses = (plain_auxiliary_loss, plain_student_loss)
+    return partial(losses[0], objective), partial(losses[1], objective)

@@ -333,4 +333,5 @@ class DiT(nn.Module):
                 "a relaxed state does not say where it is masked, but this network adds a latent "
                 "at every mask; pass tokens, or take a network of the uniform process"
             )
-        return tokens == self.mask_id
+        masked: Tensor = tokens == self.mask_id
+        return masked

@@ -89,7 +89,7 @@ def test_the_difference_of_two_nlls_is_theirs_in_value_and_gradient(soft: bool) 
         torch.autograd.grad((weight * value).sum(), tables) for value in (mine, first - second)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-    assert float(mine.abs().min()) > 1e-3
+    assert float(mine.detach().abs().max()) > 1
 
 
 def test_the_gradient_reaches_denoiser_and_soft_target() -> None:
