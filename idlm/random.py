@@ -18,6 +18,9 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 _ROUNDS = 10
+# Counters that are worked on at once: on a CPU what its cache holds, else what fills the device.
+_AT_ONCE = {"cpu": 2**16}
+_AT_ONCE_ELSEWHERE = 2**20
 
 
 class Stream(IntEnum):
@@ -57,18 +60,19 @@ def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     k0, k1 = key
     for _ in range(_ROUNDS):
         # The int64 product wraps but keeps the right 64 bits; masking undoes the sign extension.
-        p0, p1 = c0 * _M0, c2 * _M1
-        hi0, lo0 = (p0 >> 32) & _LOW, p0 & _LOW
-        hi1, lo1 = (p1 >> 32) & _LOW, p1 & _LOW
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        low0, low1 = c0 * _M0, c2 * _M1
+        high0, high1 = (low0 >> 32).bitwise_and_(_LOW), (low1 >> 32).bitwise_and_(_LOW)
+        # in place where the tensor is ours: new memory costs as much as the arithmetic
+        c0 = high1.bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = high0.bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = low1.bitwise_and_(_LOW), low0.bitwise_and_(_LOW)
         k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
     return [c0, c1, c2, c3]
 
 
-def _words(shape: tuple[int, ...], sample: Tensor, seed: int, step: int, stream: int) -> list:
+def _words(items: range, sample: Tensor, seed: int, step: int, stream: int) -> list:
     """Counter = (item within the sample, sample, step, stream), key = the seed's 64 bits."""
-    items = math.prod(shape)
-    item = torch.arange(items, device=sample.device)
+    item = torch.arange(items.start, items.stop, device=sample.device)
     rows = sample.to(torch.int64).reshape(-1, 1)
     ones = torch.ones_like(rows) * torch.ones_like(item)
     high = (rows >> 32) & 0xFFF
@@ -98,7 +102,7 @@ def uniform(
     Returns:
         ``[B, *shape]`` on the device of ``sample``.
     """
-    w0, w1, _, _ = _words(shape, sample, seed, step, stream)
+    w0, w1, _, _ = _words(range(math.prod(shape)), sample, seed, step, stream)
     value = ((w0 >> 5) * 67108864 + (w1 >> 6)).to(torch.float64) * (1.0 / 9007199254740992.0)
     return value.reshape(sample.shape[0], *shape).to(dtype or torch.float64)
 
@@ -110,25 +114,41 @@ def normal(
 
     Arguments as :func:`uniform`; ``[B, *shape]``, float32 by default.
     """
-    w0, w1, _, _ = _words(shape, sample, seed, step, stream)
+    w0, w1, _, _ = _words(range(math.prod(shape)), sample, seed, step, stream)
     value, _ = _box_muller(w0, w1)
     return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
 
 
 def dense_normal(
-    *shape: int, sample: Tensor, seed: int, step: int, stream: int, dtype: torch.dtype | None = None
+    *shape: int,
+    sample: Tensor,
+    seed: int,
+    step: int,
+    stream: int,
+    dtype: torch.dtype | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Standard normal numbers for large blocks: both halves of two Box-Muller pairs per counter.
 
-    Four numbers where :func:`normal` makes one, so other numbers than its own; arguments alike.
+    Four numbers where :func:`normal` makes one, so other numbers than its own; arguments alike,
+    and ``first``, by which a slice is made without the whole: ``dense_normal(l, K, first=p)`` are
+    the rows p to p + l of ``dense_normal(L, K)``, bit for bit. Beside the result no more is held
+    than the words of some counters.
     """
-    items = math.prod(shape)
-    words = _words((-(-items // 4),), sample, seed, step, stream)
-    pairs: list[Tensor] = []
-    for first, second in (words[:2], words[2:]):
-        pairs += _box_muller(first, second)
-    value = torch.stack(pairs, -1).flatten(1)[:, :items]
-    return value.reshape(sample.shape[0], *shape).to(dtype or torch.float32)
+    items, begin = math.prod(shape), first * math.prod(shape[1:])
+    out = torch.empty(len(sample), items, dtype=dtype or torch.float32, device=sample.device)
+    at_once = _AT_ONCE.get(sample.device.type, _AT_ONCE_ELSEWHERE) // max(1, len(sample))
+    end, at_once = -(-(begin + items) // 4), max(1, at_once)
+    for low in range(begin // 4, end, at_once):
+        words = _words(range(low, min(end, low + at_once)), sample, seed, step, stream)
+        pairs = [half for two in (words[:2], words[2:]) for half in _box_muller(*two)]
+        value = torch.stack(pairs, -1).flatten(1)
+        # of the first and the last counter perhaps not all four
+        start = 4 * low - begin
+        value = value[:, max(0, -start) : items - start]
+        start = max(0, start)
+        out[:, start : start + value.shape[1]] = value
+    return out.reshape(len(sample), *shape)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from idlm import random
 from idlm.random import Stream, dense_normal, normal, permutation, philox, uniform
 
 # Philox4x32-10 in Random123's kat_vectors: counter, key, four words.
@@ -99,6 +100,31 @@ def test_the_four_normals_of_one_counter_are_independent() -> None:
 def test_a_block_of_any_size_is_the_beginning_of_a_longer_one(items: int) -> None:
     whole = dense_normal(12, sample=torch.arange(3), **KEYS)
     assert torch.equal(dense_normal(items, sample=torch.arange(3), **KEYS), whole[:, :items])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [4, 7, 257, 50_257])
+def test_a_slice_is_made_alone_and_is_that_of_the_whole_to_the_bit(
+    columns: int, dtype: torch.dtype
+) -> None:
+    """Wherever it begins among the four numbers of a counter, and in pieces of many counters."""
+    names = {**KEYS, "sample": torch.arange(3), "dtype": dtype}
+    whole = dense_normal(7, columns, **names)
+    for first, rows in product(range(7), (1, 2, 6)):
+        rows = min(rows, 7 - first)
+        part = dense_normal(rows, columns, **names, first=first)
+        assert torch.equal(part, whole[:, first : first + rows])
+    assert columns < 50_257 or whole.numel() > 4 * random._AT_ONCE["cpu"]
+
+
+def test_numbers_do_not_depend_on_how_many_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {**KEYS, "sample": torch.arange(3), "dtype": torch.float64}
+    whole = dense_normal(5, 333, **names)
+    for at_once in (1, 10, 64, 1000):
+        monkeypatch.setitem(random._AT_ONCE, "cpu", at_once)
+        assert torch.equal(dense_normal(5, 333, **names), whole)
 
 
 @pytest.mark.parametrize("function", [uniform, normal, dense_normal])

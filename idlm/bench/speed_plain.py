@@ -8,19 +8,27 @@ reference of the tests: the same values and gradients.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from idlm.models.dit import Latent
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.objectives.alternating_masked import absorbing
 from idlm.objectives.alternating_uniform import draw_posterior, given_state
-from idlm.objectives.base import Draw, LossSum, Networks
+from idlm.objectives.base import Draw, LossSum, Networks, frozen, two_times
+from idlm.objectives.chunks import over_positions
+from idlm.objectives.idlm_duo import IDLMDuo
 from idlm.processes import Uniform
 from idlm.random import Stream
 from idlm.sampling.categorical import draw as draw_categorical
+
+Loss = Callable[[Networks, Tensor, Draw], LossSum]
+_Rows = tuple[Tensor, ...]
 
 
 @torch.no_grad()
@@ -253,3 +261,81 @@ def _given(
     return given_state(
         process, objective.sharpening(log_p) if sharp else log_p, state.z, state.time
     )
+
+
+def plain_duo_student_loss(
+    objective: IDLMDuo, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """NELBO of the teacher on G less that of the fake model, from whole tables G, w and noise."""
+    process, _ = objective.process(networks.student)
+    g, w, z, time = _relax(objective, networks.student, tokens, draw)
+    teacher, fake = networks.teacher, networks.fake
+    with frozen(teacher, fake):
+        hidden = [_relaxed_features(objective, model, w, time) for model in (teacher, fake)]
+
+    def difference(teacher_hidden: Tensor, fake_hidden: Tensor, g: Tensor, z: Tensor) -> _Rows:
+        with frozen(teacher, fake):
+            rows = [
+                process.nll_per_token(process.log_probs(model.head(hidden), z), g, z, time)
+                for model, hidden in ((teacher, teacher_hidden), (fake, fake_hidden))
+            ]
+        return (rows[0] - rows[1],)
+
+    (gap,) = over_positions(difference, *hidden, g, z, vocab_size=process.vocab_size)
+    return LossSum(gap.sum(), tokens.numel())
+
+
+def plain_duo_auxiliary_loss(
+    objective: IDLMDuo, networks: Networks, tokens: Tensor, draw: Draw
+) -> LossSum:
+    """NELBO of the fake model on the student's G, from whole tables G, w and noise."""
+    process, _ = objective.process(networks.fake)
+    with torch.no_grad():
+        g, w, z, time = _relax(objective, networks.student, tokens, draw)
+    hidden = _relaxed_features(objective, networks.fake, w, time)
+
+    def nelbo(hidden: Tensor, g: Tensor, z: Tensor) -> _Rows:
+        log_fake = process.log_probs(networks.fake.head(hidden), z)
+        return (process.nll_per_token(log_fake, g, z, time),)
+
+    (loss,) = over_positions(nelbo, hidden, g, z, vocab_size=process.vocab_size)
+    return LossSum(loss.sum(), tokens.numel())
+
+
+def _relax(
+    objective: IDLMDuo, student: DiffusionLM, tokens: Tensor, draw: Draw
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """G and the relaxed state ``[B, L, K]`` that it leads to, its argmax, and its times."""
+    _, relaxation = objective.process(student)
+    shape = (tokens.shape[1], relaxation.vocab_size)
+    t_in, t_out = (t.double() for t in two_times(draw, objective.time_draws))
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    noise = draw.normal(*shape, stream=Stream.RELAX, dtype=dtype)
+    w_in = relaxation.state(tokens, t_in, noise)
+    latent = draw.latent(student, tokens.shape[1])
+    hidden = _relaxed_features(objective, student, w_in, t_in, latent)
+    g = student.process.log_probs(student.head(hidden), w_in.argmax(-1)).exp()
+    noise = draw.normal(*shape, stream=Stream.RELAX_RENOISE, dtype=dtype)
+    w = relaxation.state(g.detach() if objective.detach_state else g, t_out, noise)
+    return g, w, w.detach().argmax(-1), t_out
+
+
+def _relaxed_features(
+    objective: IDLMDuo, model: DiffusionLM, w: Tensor, t: Tensor, latent: Latent | None = None
+) -> Tensor:
+    _, relaxation = objective.process(model)
+    scores = relaxation.scores(w, tau=objective.tau)
+    return model.features(scores, relaxation.sigma(t).to(w.dtype), latent)
+
+
+def plain_losses(objective: Any, race: torch.Generator) -> tuple[Loss, Loss]:
+    """The plain auxiliary loss and the plain student loss of an objective.
+
+    Args:
+        objective: any of those that have plain losses here.
+        race: of the tokens; IDLM-Duo draws none.
+    """
+    if isinstance(objective, IDLMDuo):
+        return partial(plain_duo_auxiliary_loss, objective), partial(plain_duo_student_loss, objective)
+    losses = plain_auxiliary_loss, plain_student_loss
+    return partial(losses[0], objective, race=race), partial(losses[1], objective, race=race)

@@ -45,7 +45,10 @@ def _cpu(setting: Setting) -> Plan:
         SamplerCase(_PUBLISHED, repeats=3, plain_repeats=1),
         SamplerCase(_PUBLISHED, batch=8, repeats=1, plain_repeats=0),
     )
-    losses = tuple(LossCase(_MIDDLE, name) for name in ("idlm", "dmmd", "dmmd-uniform"))
+    losses = (
+        *(LossCase(_MIDDLE, name) for name in ("idlm", "dmmd", "dmmd-uniform")),
+        LossCase(_MIDDLE, "idlm-duo", repeats=1),
+    )
     sampler = SamplerCase(replace(_SMALL, vocab=12565), length=256, repeats=5, plain_repeats=0)
     # several chunks at the smallest size
     loss = LossCase(replace(_SMALL, vocab=12565), length=512, batch=8, repeats=3, plain=False)
@@ -66,7 +69,12 @@ def _cuda(setting: Setting) -> Plan:
     cases.append((SamplerCase(_PUBLISHED, repeats=5), replace(half, compile=True)))
     losses = [
         (LossCase(_PUBLISHED, name, batch=8, length=1024, plain=plain), half)
-        for name, plain in (("idlm", True), ("dmmd", True), ("dmmd-uniform", False))
+        for name, plain in (
+            ("idlm", True),
+            ("dmmd", True),
+            ("dmmd-uniform", False),
+            ("idlm-duo", False),
+        )
     ]
     sampler = SamplerCase(_PUBLISHED, length=256, repeats=5, plain_repeats=0)
     loss = LossCase(_PUBLISHED, batch=4, length=256, repeats=5, plain=False)

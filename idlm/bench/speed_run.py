@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,19 @@ import torch
 
 import idlm
 from idlm.bench.shared import Record
-from idlm.bench.speed_plain import plain_auxiliary_loss, plain_sample, plain_student_loss
+from idlm.bench.speed_plain import plain_losses, plain_sample
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.objectives import DMMD, IDLM, Draw, Networks
+from idlm.objectives import DMMD, IDLM, Draw, IDLMDuo, Networks
 from idlm.objectives.base import LossSum
 from idlm.sampling import compile_for_sampling
 
-OBJECTIVES: dict[str, Any] = {"idlm": IDLM, "dmmd": DMMD, "dmmd-uniform": DMMD}
+OBJECTIVES: dict[str, Any] = {
+    "idlm": IDLM,
+    "dmmd": DMMD,
+    "dmmd-uniform": DMMD,
+    "idlm-duo": IDLMDuo,
+}
+_UNIFORM = ("dmmd-uniform", "idlm-duo")
 Work = Callable[[], Any]
 
 
@@ -244,8 +249,8 @@ class LossCase:
             A function of whether the plain losses are meant and, if weights are to change, of the
             optimisers of fake model and student; and the networks.
         """
-        uniform = self.objective.endswith("-uniform")
-        teacher = self.network.build(self.length, "uniform" if uniform else "absorbing")
+        process = "uniform" if self.objective in _UNIFORM else "absorbing"
+        teacher = self.network.build(self.length, process)
         teacher.requires_grad_(False)
         student = teacher.with_latent(latent_global=64, latent_position=64).requires_grad_(True)
         objective = OBJECTIVES[self.objective]()
@@ -256,11 +261,10 @@ class LossCase:
         draw = Draw(torch.arange(self.batch, device=setting.device), self.batch, 0, 0)
 
         def update(plain: bool, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
-            losses = [objective.auxiliary_loss, objective.student_loss]
+            losses = objective.auxiliary_loss, objective.student_loss
             if plain:
                 race = torch.Generator(setting.device).manual_seed(0)
-                losses = [partial(plain_auxiliary_loss, objective, race=race)]
-                losses += [partial(plain_student_loss, objective, race=race)]
+                losses = plain_losses(objective, race)
             for number, (loss, network) in enumerate(zip(losses, (fake, student), strict=True)):
                 with setting.precision():
                     result: LossSum = loss(networks, tokens, draw)

@@ -8,7 +8,9 @@ and samplers, around a multilayer perceptron that reads all positions at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idlm.models import DiffusionConfig, DiffusionLM
-from idlm.models.dit import DiT, Latent, take_positions
+from idlm.models.dit import DiT, Embedded, Latent, take_positions
 from idlm.models.recognition import Posterior
 from idlm.objectives.base import Draw
 from idlm.objectives.dmmd import DMMD
@@ -43,6 +45,10 @@ class TinyLM(DiffusionLM):
         super().__init__(config)
         # what DiffusionLM asks of a backbone, this one has
         self.backbone = cast(DiT, Perceptron(config, latent_shared=self.latent_shared))
+
+    def embedder(self) -> Callable[[Tensor], Tensor]:
+        """Softmax alone, ``[B, l, V]``: a position's rows of the table depend on where it is."""
+        return partial(torch.softmax, dim=-1)
 
     def sample_latent(self, sample: Tensor, length: int, *, seed: int, step: int) -> Latent | None:
         """As the base class, with the numbers of :class:`FastDraw`."""
@@ -147,9 +153,11 @@ class Perceptron(nn.Module):
         self.gradient_checkpointing = False
         self.register_buffer("positions", torch.arange(length) * self.vocab_size, persistent=False)
 
-    def forward(self, tokens: Tensor, sigma: Tensor, latent: Latent | None) -> Tensor:
+    def forward(self, tokens: Tensor | Embedded, sigma: Tensor, latent: Latent | None) -> Tensor:
         """Features ``[B, L, D]``; arguments as :meth:`idlm.models.dit.DiT.forward`."""
-        if tokens.is_floating_point():
+        if isinstance(tokens, Embedded):
+            x = tokens.states.flatten(1) @ self.embedding
+        elif tokens.is_floating_point():
             relaxed = torch.softmax(tokens.to(self.embedding.dtype), -1).flatten(1)
             x = relaxed @ self.embedding
         else:
@@ -165,7 +173,7 @@ class Perceptron(nn.Module):
             x = x + block(x)
         return F.silu(self.features(x)).unflatten(1, (self.length, -1))
 
-    def _share(self, tokens: Tensor, sigma: Tensor) -> Tensor:
+    def _share(self, tokens: Tensor | Embedded, sigma: Tensor) -> Tensor:
         """How much of the latent enters, from 0 to 1, ``[B]``.
 
         It is there to make tokens agree that are written together. A last masked position has
@@ -175,6 +183,7 @@ class Perceptron(nn.Module):
             return torch.ones_like(sigma)
         if self.mask_id is None:
             return 1.0 - torch.exp(-sigma)
+        assert isinstance(tokens, Tensor)  # no method relaxes masked states
         others = (tokens == self.mask_id).sum(1) - 1
         return others.clamp(min=0) / (self.length - 1)
 
@@ -254,8 +263,11 @@ class FastDraw(Draw):
         generator = self._generator(stream)
         return torch.rand(len(self.sample), *shape, dtype=torch.float64, generator=generator)
 
-    def normal(self, *shape: int, stream: Stream, dtype: torch.dtype | None = None) -> Tensor:
-        generator = self._generator(stream)
+    def normal(
+        self, *shape: int, stream: Stream, dtype: torch.dtype | None = None, first: int = 0
+    ) -> Tensor:
+        # a part that begins elsewhere has numbers of its own, not those of the whole
+        generator = self._generator(stream, *([first] if first else []))
         return torch.randn(
             len(self.sample), *shape, dtype=dtype or torch.float32, generator=generator
         )
@@ -267,10 +279,12 @@ class FastDraw(Draw):
         key = _mixed(self.seed, self.step, Stream.PERMUTE, 0, count)
         return torch.randperm(count, generator=torch.Generator().manual_seed(key))
 
-    def _generator(self, stream: Stream) -> torch.Generator:
+    def _generator(self, stream: Stream, *more: int) -> torch.Generator:
         rows = len(self.sample)
         first = int(self.sample[0]) if rows else 0
-        return torch.Generator().manual_seed(_mixed(self.seed, self.step, stream, first, rows))
+        return torch.Generator().manual_seed(
+            _mixed(self.seed, self.step, stream, first, rows, *more)
+        )
 
 
 def _mixed(*parts: int) -> int:

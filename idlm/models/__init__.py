@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idlm.models.config import DiffusionConfig as DiffusionConfig
+    from idlm.models.dit import Embedded as Embedded
     from idlm.models.dit import Latent as Latent
     from idlm.models.export import export_folder as export_folder
     from idlm.models.files import fetch as fetch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DiffusionConfig": "idlm.models.config",
     "DiffusionLM": "idlm.models.modeling",
+    "Embedded": "idlm.models.dit",
     "Latent": "idlm.models.dit",
     "decode": "idlm.models.tokenizers",
     "export_folder": "idlm.models.export",
@@ -32,6 +34,7 @@ _HOMES = {
 __all__ = [
     "DiffusionConfig",
     "DiffusionLM",
+    "Embedded",
     "Latent",
     "decode",
     "export_folder",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from idlm.errors import UserError
 from idlm.models.attention import attend, rotary_tables, rotate
 from idlm.models.config import DiffusionConfig
 
@@ -30,6 +31,31 @@ class Latent(NamedTuple):
 
     vector: Tensor | None
     position: Tensor | None
+
+
+class Embedded:
+    """States that are embedded already: given in place of tokens, they enter the first block.
+
+    Relaxed states are embedded in pieces (:meth:`idlm.models.DiffusionLM.embedder`), because of
+    ``[B, L, V]`` scores a network needs no more than ``[B, L, D]``.
+
+    Args:
+        states: ``[B, L, D]``, floating point.
+
+    Raises:
+        UserError: for another type or number of dimensions.
+    """
+
+    # not a tuple or a dataclass: FSDP looks into those for tensors with gradient, and would reduce
+    # the embedding's gradient when that of the states is known, before it has been made
+
+    def __init__(self, states: Tensor) -> None:
+        if states.dim() != 3 or not states.is_floating_point():
+            raise UserError(
+                f"embedded states are {states.dtype} of shape {tuple(states.shape)}; pass floating "
+                "point [B, L, D], as the network's embedder() makes them"
+            )
+        self.states = states
 
 
 class LayerNorm(nn.Module):
@@ -57,7 +83,9 @@ class VocabEmbed(nn.Module):
         if tokens.is_floating_point():
             # Duo's relaxed input; full precision because the mixture is nearly one-hot (B.6)
             with torch.autocast(tokens.device.type, enabled=False):
-                return torch.softmax(tokens.to(self.embedding.dtype), -1) @ self.embedding
+                mixture = torch.softmax(tokens.to(self.embedding.dtype), -1)
+                # one product of two matrices, where matmul may make one for each sequence
+                return (mixture.flatten(0, -2) @ self.embedding).view(*tokens.shape[:-1], -1)
         return self.embedding[tokens]
 
 
@@ -242,12 +270,17 @@ class DiT(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, tokens: Tensor, sigma: Tensor, latent: Latent | None, at: Tensor | None = None
+        self,
+        tokens: Tensor | Embedded,
+        sigma: Tensor,
+        latent: Latent | None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Features ``[B, L, D]`` ready for the head.
 
         Args:
-            tokens: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
+            tokens: states ``[B, L]``, float scores ``[B, L, V]`` of a relaxed state, or its
+                embedding.
             sigma: ``[B]``; ignored when the network has no time conditioning.
             latent: epsilon, or ``None`` for a network without.
             at: int64 ``[B, M]``: only these positions' features, ``[B, M, D]``. The last block
@@ -256,13 +289,13 @@ class DiT(nn.Module):
         if not self.time_conditioning:
             sigma = torch.zeros_like(sigma)
         c = F.silu(self.sigma_map(sigma))
-        x = self.vocab_embed(tokens)
+        x = self._embedding(tokens)
         extra: list[Any] = [None] * (len(self.blocks) + 1)
         if latent is not None and self.latent is not None:
             if latent.position is not None and self.latent.position is not None:
                 noise = self.latent.position(latent.position.to(x.dtype))
                 if self.mask_id is not None:
-                    noise = noise * (tokens == self.mask_id).unsqueeze(-1)
+                    noise = noise * self._masked(tokens).unsqueeze(-1)
                 x = x + noise
             if latent.vector is not None:
                 extra = list(self.latent.modulations(latent.vector))
@@ -280,3 +313,25 @@ class DiT(nn.Module):
         modulation = modulation if extra[-1] is None else modulation + extra[-1]
         shift, scale = modulation.unsqueeze(1).chunk(2, -1)
         return self.output_layer.norm_final(x) * (1 + scale) + shift
+
+    def _embedding(self, tokens: Tensor | Embedded) -> Tensor:
+        """Tokens ``[B, L]``, scores or embedded states as hidden states ``[B, L, D]``."""
+        if not isinstance(tokens, Embedded):
+            return self.vocab_embed(tokens)
+        size = self.vocab_embed.embedding.shape[1]
+        if tokens.states.shape[-1] != size:
+            raise UserError(
+                f"embedded states have shape {tuple(tokens.states.shape)}, but this network's have "
+                f"{size} numbers per position; embed them by the network's own embedder()"
+            )
+        return tokens.states
+
+    def _masked(self, tokens: Tensor | Embedded) -> Tensor:
+        """Where tokens ``[B, L]`` are masks, of which a relaxed state has none."""
+        if isinstance(tokens, Embedded) or tokens.is_floating_point():
+            raise UserError(
+                "a relaxed state does not say where it is masked, but this network adds a latent "
+                "at every mask; pass tokens, or take a network of the uniform process"
+            )
+        masked: Tensor = tokens == self.mask_id
+        return masked

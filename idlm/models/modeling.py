@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -17,7 +18,7 @@ from idlm.errors import UserError
 from idlm.models import auto
 from idlm.models.attention import check_backend
 from idlm.models.config import DiffusionConfig
-from idlm.models.dit import Block, DiT, Latent
+from idlm.models.dit import Block, DiT, Embedded, Latent
 from idlm.processes import Process
 
 
@@ -123,9 +124,17 @@ class DiffusionLM(PreTrainedModel):
             torch.randn(batch, length, p, device=device) if p else None,
         )
 
+    def embedder(self) -> Callable[[Tensor], Tensor]:
+        """What embeds float scores ``[B, l, V]``: softmax(scores) @ E, ``[B, l, D]``.
+
+        Each position is embedded by itself, so a relaxed state may be made and embedded a few
+        positions at a time, and then given to :meth:`features` as :class:`Embedded`.
+        """
+        return self.backbone.vocab_embed
+
     def features(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | Embedded,
         timesteps: Tensor | None = None,
         latent: Latent | None = None,
         at: Tensor | None = None,
@@ -133,7 +142,8 @@ class DiffusionLM(PreTrainedModel):
         """Features after the final norm, ``[B, L, D]``, or at some positions, ``[B, M, D]``.
 
         Args:
-            input_ids: states ``[B, L]``, or float scores ``[B, L, V]`` of a relaxed state.
+            input_ids: states ``[B, L]``, float scores ``[B, L, V]`` of a relaxed state, or its
+                embedding ``[B, L, D]`` by :meth:`embedder` as :class:`Embedded`.
             timesteps: sigma ``[B]`` or ``[B, 1]``, or one number for all; zero when left out,
                 which only a network without time conditioning accepts.
             latent: epsilon; a generator draws fresh noise at every call when it is left out.
@@ -142,24 +152,25 @@ class DiffusionLM(PreTrainedModel):
 
         Raises:
             UserError: if a time-conditioned network gets no ``timesteps``, there is another number
-                of them, the latent has other parts or sizes than the network's, or ``at`` is not
-                one list of positions for each row.
+                of them, the latent has other parts or sizes than the network's, ``at`` is not one
+                list of positions for each row, or embedded states are not as long as the network's.
         """
-        batch, length = input_ids.shape[:2]
+        states = input_ids.states if isinstance(input_ids, Embedded) else input_ids
+        batch, length = states.shape[:2]
         if timesteps is None:
             if self.config.time_conditioning:
                 raise UserError(
                     "this network is conditioned on time but timesteps is None; "
                     "pass sigma_t = -log alpha_t, one per sequence, [B]"
                 )
-            timesteps = torch.zeros(batch, device=input_ids.device)
+            timesteps = torch.zeros(batch, device=states.device)
         elif timesteps.numel() not in (1, batch):
             raise UserError(
                 f"timesteps has shape {tuple(timesteps.shape)} for {batch} sequences; pass one "
                 "sigma for each, [B], or one for all"
             )
         if latent is None:
-            latent = self._fresh_latent(batch, length, input_ids.device)
+            latent = self._fresh_latent(batch, length, states.device)
         else:
             self._check_latent(latent, batch, length)
         sigma = timesteps.reshape(-1).expand(batch)

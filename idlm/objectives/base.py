@@ -51,11 +51,15 @@ class Draw:
             *shape, sample=self.sample, seed=self.seed, step=self.step, stream=stream
         )
 
-    def normal(self, *shape: int, stream: Stream, dtype: torch.dtype | None = None) -> Tensor:
-        """Standard normals ``[B, *shape]``, fp32 by default, four to a Philox block."""
-        return random.dense_normal(
-            *shape, sample=self.sample, seed=self.seed, step=self.step, stream=stream, dtype=dtype
-        )
+    def normal(
+        self, *shape: int, stream: Stream, dtype: torch.dtype | None = None, first: int = 0
+    ) -> Tensor:
+        """Standard normals ``[B, *shape]``, fp32 by default, four to a Philox block.
+
+        Those from row ``first`` on of a longer draw, see :func:`idlm.random.dense_normal`.
+        """
+        names: dict[str, Any] = {"sample": self.sample, "seed": self.seed, "step": self.step}
+        return random.dense_normal(*shape, **names, stream=stream, dtype=dtype, first=first)
 
     def latent(self, model: DiffusionLM, length: int) -> Latent | None:
         """A fresh latent for every sequence; None for a network without."""

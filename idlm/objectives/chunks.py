@@ -110,7 +110,10 @@ class _SumOfRows(torch.autograd.Function):
 
 
 def over_positions(
-    fn: Callable[..., tuple[Tensor, ...]], *tensors: Tensor, vocab_size: int
+    fn: Callable[..., tuple[Tensor, ...]],
+    *tensors: Tensor,
+    vocab_size: int,
+    numbered: bool = False,
 ) -> tuple[Tensor, ...]:
     """``fn(*tensors)`` for a function that treats each position alike, a chunk of them at a time.
 
@@ -119,10 +122,11 @@ def over_positions(
 
     Args:
         fn: takes slices ``[B, l, ...]`` of the tensors, returns tensors ``[B, l, ...]``. It must
-            not draw random numbers.
+            not draw random numbers, but those that have names: they are the same again.
         tensors: ``[B, L, ...]`` each; gradient flows through them and through parameters in ``fn``.
         vocab_size: V; a chunk has at most :data:`NUMBERS` / V sequences times positions, or one
             position of all sequences.
+        numbered: whether ``fn`` takes the number of its first position ahead of the slices.
 
     Returns:
         What ``fn`` would return, ``[B, L, ...]`` each.
@@ -131,7 +135,9 @@ def over_positions(
     step = max(1, NUMBERS // (vocab_size * max(1, batch)))
     parts = []
     for start in range(0, length, step):
-        slices = [tensor[:, start : start + step] for tensor in tensors]
+        slices: list[Any] = [tensor[:, start : start + step] for tensor in tensors]
+        if numbered:
+            slices.insert(0, start)
         if torch.is_grad_enabled():
             parts.append(checkpoint(fn, *slices, use_reentrant=False, preserve_rng_state=False))
         else:

@@ -23,12 +23,14 @@ have the data's law at each time, so more sampling steps are not sure to be bett
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from idlm.errors import UserError
+from idlm.models.dit import Embedded
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.base import (
     DistillationObjective,
@@ -37,10 +39,9 @@ from idlm.objectives.base import (
     Networks,
     TimeDraws,
     frozen,
-    mean,
     two_times,
 )
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.chunks import over_positions, sum_of_rows
 from idlm.objectives.divergences import entropy
 from idlm.objectives.gammas import check_range, relaxation
 from idlm.objectives.pairing import check_pairing
@@ -49,20 +50,32 @@ from idlm.random import Stream
 
 # gamma at t = 0 and at t = 1, for 50,257 states
 _PUBLISHED = (-3.55, -1.85)
+# the NELBO's tables are float64: a chunk of half as many positions for the same memory
+_WIDE = 2
 
 
-class RelaxedSimulation(NamedTuple):
-    """What the student makes of relaxed data, and the relaxed state it leads to.
+class Generated(NamedTuple):
+    """What the student makes of relaxed data.
 
     Attributes:
-        log_g: log G, ``[B, L, K]``.
-        w: relaxed state, ``[B, L, K]``, a function of G.
+        hidden: its features, ``[B, L, D]``; its head makes log G of them.
+        z: the argmax of its input, int64 ``[B, L]``.
+    """
+
+    hidden: Tensor
+    z: Tensor
+
+
+class Relaxed(NamedTuple):
+    """The relaxed state that a student's output leads to, as networks take it in.
+
+    Attributes:
+        embedded: for each network its embedding of the state, ``[B, L, D]``, a function of G.
         z: its argmax, int64 ``[B, L]``.
         time: its times, float64 ``[B]``.
     """
 
-    log_g: Tensor
-    w: Tensor
+    embedded: tuple[Tensor, ...]
     z: Tensor
     time: Tensor
 
@@ -75,8 +88,9 @@ class IDLMDuo(DistillationObjective):
     through G in the NELBO and through w in the inputs of teacher and fake model; the argmax
     carries none.
 
-    The NELBO is computed in chunks of positions, but G and w are whole: a micro batch holds a few
-    tables ``[B, L, K]`` of fp32.
+    No table of ``[B, L, K]`` is ever held, nor the noise of one: a chunk of positions is relaxed,
+    embedded and dropped, and made again, noise and all, in the backward pass and where the NELBO
+    asks for G. What networks get of a relaxed state is its embedding.
 
     Args:
         gamma_min: log noise-to-signal ratio at t = 0, the published -3.55.
@@ -123,8 +137,8 @@ class IDLMDuo(DistillationObjective):
         schedule = relaxation(self.gammas, _PUBLISHED, size)
         return Uniform(size, schedule), schedule
 
-    def simulate(self, student: DiffusionLM, tokens: Tensor, draw: Draw) -> RelaxedSimulation:
-        """Run the student on relaxed data and relax its output.
+    def generate(self, student: DiffusionLM, tokens: Tensor, draw: Draw) -> Generated:
+        """Run the student on relaxed data.
 
         Args:
             student: the generator; a fresh latent is drawn by the names in ``draw``.
@@ -132,70 +146,123 @@ class IDLMDuo(DistillationObjective):
             draw: names the randomness.
         """
         _, relaxation = self.process(student)
-        length, size = tokens.shape[1], relaxation.vocab_size
-        t_in, t_out = (t.double() for t in two_times(draw, self.time_draws))
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        w_in = relaxation.state(
-            tokens, t_in, draw.normal(length, size, stream=Stream.RELAX, dtype=dtype)
-        )
-        latent = draw.latent(student, length)
-        hidden = self._features(student, relaxation, w_in, t_in, latent)
-        log_g = student.process.log_probs(student.head(hidden), w_in.argmax(-1))
-        data = log_g.detach().exp() if self.detach_state else log_g.exp()
-        noise = draw.normal(length, size, stream=Stream.RELAX_RENOISE, dtype=dtype)
-        w = relaxation.state(data, t_out, noise)
-        return RelaxedSimulation(log_g, w, w.detach().argmax(-1), t_out)
+        t, _ = self.times(draw)
+        embed = student.embedder()
 
-    def _features(
-        self,
-        model: DiffusionLM,
-        relaxation: GaussianRelaxation,
-        w: Tensor,
-        t: Tensor,
-        latent: Any = None,
-    ) -> Tensor:
-        sigma = relaxation.sigma(t).to(w.dtype)
-        return model.features(relaxation.scores(w, tau=self.tau), sigma, latent)
+        def enter(first: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            noise = _noise(student, tokens, draw, Stream.RELAX, first)
+            w = relaxation.state(tokens, t, noise)
+            return embed(relaxation.scores(w, tau=self.tau)), w.argmax(-1)
+
+        size = relaxation.vocab_size
+        embedded, z = over_positions(enter, tokens, vocab_size=size, numbered=True)
+        latent = draw.latent(student, tokens.shape[1])
+        return Generated(_features(student, relaxation, embedded, t, latent), z)
+
+    def relax(
+        self, student: DiffusionLM, made: Generated, readers: Sequence[DiffusionLM], draw: Draw
+    ) -> Relaxed:
+        """Relax the student's output and embed it as each of the readers does.
+
+        Args:
+            student: the generator.
+            made: what :meth:`generate` gave.
+            readers: networks that take the state in; gradient reaches the embeddings of those that
+                are not frozen when this is called.
+            draw: names the randomness.
+        """
+        _, relaxation = self.process(student)
+        _, t = self.times(draw)
+        embedders = [reader.embedder() for reader in readers]
+        fixed = [m for m in (student, *readers) if not any(p.requires_grad for p in m.parameters())]
+
+        def leave(first: int, hidden: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+            # the backward pass comes back to this function
+            with frozen(*fixed):
+                g = student.process.log_probs(student.head(hidden), z).exp()
+                noise = _noise(student, z, draw, Stream.RELAX_RENOISE, first)
+                w = relaxation.state(g.detach() if self.detach_state else g, t, noise)
+                scores = relaxation.scores(w, tau=self.tau)
+                return w.detach().argmax(-1), *(embed(scores) for embed in embedders)
+
+        size = relaxation.vocab_size
+        z, *embedded = over_positions(leave, *made, vocab_size=size, numbered=True)
+        return Relaxed(tuple(embedded), z, t)
+
+    def times(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Times of the student's input and of the state its output leads to, float64 ``[B]``."""
+        t_in, t_out = two_times(draw, self.time_draws)
+        return t_in.double(), t_out.double()
 
     def auxiliary_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """NELBO of the fake model on the student's G, summed over positions (C.4, step 4)."""
-        process, relaxation = self.process(networks.fake)
+        student, fake = networks.student, networks.fake
+        process, relaxation = self.process(fake)
         with torch.no_grad():
-            state = self.simulate(networks.student, tokens, draw)
-        fake = networks.fake
-        hidden = self._features(fake, relaxation, state.w, state.time)
+            made = self.generate(student, tokens, draw)
+        with frozen(student):
+            state = self.relax(student, made, (fake,), draw)
+        hidden = _features(fake, relaxation, state.embedded[0], state.time)
 
-        def nelbo(hidden: Tensor, log_g: Tensor, z: Tensor) -> tuple[Tensor]:
-            log_fake = process.log_probs(fake.head(hidden), z)
-            return (process.nll_per_token(log_fake, log_g.exp(), z, state.time),)
+        def nelbo(fake_hidden: Tensor, student_hidden: Tensor, *states: Tensor) -> tuple[Tensor]:
+            z_in, z, time = states
+            with torch.no_grad():
+                g = student.process.log_probs(student.head(student_hidden), z_in).exp()
+            log_fake = process.log_probs(fake.head(fake_hidden), z)
+            return (process.nll_per_token(log_fake, g, z, time),)
 
-        (loss,) = over_positions(nelbo, hidden, state.log_g, state.z, vocab_size=process.vocab_size)
-        return LossSum(loss.sum(), tokens.numel(), {"fake_nelbo": mean(loss.detach())})
+        rows = _rows(hidden, *made, state.z, time=state.time)
+        (loss,) = sum_of_rows(nelbo, *rows, trained=fake, vocab_size=_WIDE * process.vocab_size)
+        return LossSum(loss, tokens.numel(), {"fake_nelbo": loss.detach() / tokens.numel()})
 
     def student_loss(self, networks: Networks, tokens: Tensor, draw: Draw) -> LossSum:
         """NELBO of the teacher on G less that of the fake model, summed (C.4, step 3)."""
-        process, relaxation = self.process(networks.student)
-        state = self.simulate(networks.student, tokens, draw)
-        teacher, fake = networks.teacher, networks.fake
+        teacher, student, fake = networks.teacher, networks.student, networks.fake
+        process, relaxation = self.process(student)
+        made = self.generate(student, tokens, draw)
         with frozen(teacher, fake):
-            hidden = [self._features(m, relaxation, state.w, state.time) for m in (teacher, fake)]
+            state = self.relax(student, made, (teacher, fake), draw)
+            hidden = [
+                _features(model, relaxation, embedded, state.time)
+                for model, embedded in zip((teacher, fake), state.embedded, strict=True)
+            ]
 
         def difference(
-            teacher_hidden: Tensor, fake_hidden: Tensor, log_g: Tensor, z: Tensor
+            teacher_hidden: Tensor, fake_hidden: Tensor, student_hidden: Tensor, *states: Tensor
         ) -> tuple[Tensor, Tensor]:
-            g = log_g.exp()
-
-            def nelbo(model: DiffusionLM, hidden: Tensor) -> Tensor:
-                log_p = process.log_probs(model.head(hidden), z)
-                return process.nll_per_token(log_p, g, z, state.time)
-
-            # frozen here, too, because the backward pass comes back to this function
-            with frozen(teacher, fake):
-                gap = nelbo(teacher, teacher_hidden) - nelbo(fake, fake_hidden)
+            z_in, z, time = states
+            log_g = student.process.log_probs(student.head(student_hidden), z_in)
+            log_teacher = process.log_probs(teacher.head(teacher_hidden), z)
+            log_fake = process.log_probs(fake.head(fake_hidden), z)
+            gap = process.nll_difference(log_teacher, log_fake, log_g.exp(), z, time)
             return gap, entropy(log_g)
 
-        gap, spread = over_positions(
-            difference, *hidden, state.log_g, state.z, vocab_size=process.vocab_size
-        )
-        logs = {"student_entropy": mean(spread)}
-        return LossSum(gap.sum(), tokens.numel(), logs)
+        rows = _rows(*hidden, *made, state.z, time=state.time)
+        size = _WIDE * process.vocab_size
+        with frozen(teacher, fake):
+            gap, spread = sum_of_rows(difference, *rows, trained=student, vocab_size=size)
+        return LossSum(gap, tokens.numel(), {"student_entropy": spread / tokens.numel()})
+
+
+def _noise(student: DiffusionLM, z: Tensor, draw: Draw, stream: Stream, first: int) -> Tensor:
+    """eps at the positions of ``z`` ``[B, l]``, of which ``first`` is the first."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    shape = (z.shape[1], student.process.vocab_size)
+    return draw.normal(*shape, stream=stream, dtype=dtype, first=first)
+
+
+def _features(
+    model: DiffusionLM,
+    relaxation: GaussianRelaxation,
+    embedded: Tensor,
+    t: Tensor,
+    latent: Any = None,
+) -> Tensor:
+    sigma = relaxation.sigma(t).to(torch.promote_types(model.dtype, torch.float32))
+    return model.features(Embedded(embedded), sigma, latent)
+
+
+def _rows(*tables: Tensor, time: Tensor) -> list[Tensor]:
+    """Tables ``[B, L, ...]`` as ``[B L, 1, ...]``, then the time of each row, ``[B L]``."""
+    times = time.unsqueeze(-1).expand(tables[0].shape[:2])
+    return [*(table.flatten(0, 1).unsqueeze(1) for table in tables), times.flatten()]

@@ -87,6 +87,42 @@ class Uniform(Process):
         slope = -self.schedule.dalpha(t.reshape(-1, 1).double())
         return slope / (k * alpha.squeeze(-1)) * total
 
+    def nll_difference(
+        self, first: Tensor, second: Tensor, x0: Tensor, z_t: Tensor, t: Tensor
+    ) -> Tensor:
+        """:meth:`nll_per_token` of one prediction less that of another, for half of the work.
+
+        What has no denoiser in it drops out, and with xbar for the target's numbers ::
+
+            -alpha' / (K alpha) * [ sum_j xbar_j (d_j - d_z) / xbar_z + K / m1_z - K / m2_z ]
+
+        where m1 and m2 are K alpha p + 1 - alpha of the two predictions, and d = log m2 - log m1.
+
+        Args:
+            first: log-probabilities ``[B, L, V]``.
+            second: alike.
+            x0: clean tokens ``[B, L]`` or probabilities ``[B, L, V]``.
+            z_t: states ``[B, L]``.
+            t: times ``[B]`` or ``[B, 1]``, above 0.
+
+        Returns:
+            Nats ``[B, L]``, float64.
+        """
+        k, state = self.vocab_size, z_t.unsqueeze(-1)
+        alpha = self._alpha(t).unsqueeze(-1)
+        rest, scale = 1.0 - alpha, k * alpha
+        target = torch.addcmul(rest, scale, as_probabilities(x0, k))
+        target_z = target.gather(-1, state)
+        model_1, model_2 = (
+            torch.addcmul(rest, scale, log_p.double().exp()) for log_p in (first, second)
+        )
+        change = model_2.log() - model_1.log()
+        total = torch.linalg.vecdot(target, change).unsqueeze(-1)
+        total = total - target.sum(-1, keepdim=True) * change.gather(-1, state)
+        total = total / target_z + k / model_1.gather(-1, state) - k / model_2.gather(-1, state)
+        slope = -self.schedule.dalpha(t.reshape(-1, 1).double())
+        return slope / (k * alpha.squeeze(-1)) * total.squeeze(-1)
+
     def posterior(self, x0: Tensor, z_t: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """q(z_s | x0, z_t); for soft ``x0`` the plug-in form, as Duo's sampler uses it.
 

@@ -123,8 +123,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Spread a network over the processes of ``mesh``, in place, before its first forward pass.
 
     Every block is gathered when it is needed and let go afterwards; the rest, embeddings and head,
-    from the first use in an update until :func:`reshard`, because ``head`` is called apart from
-    ``features``.
+    from the first use in an update until :func:`reshard`, because ``head`` and what ``embedder``
+    gives are called apart from ``features``.
 
     Args:
         network: a denoiser, or a module that holds blocks of one.
@@ -139,7 +139,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for whole in wholes:
         fully_shard(whole, mesh=mesh, reshard_after_forward=False)
         if isinstance(whole, DiffusionLM):
-            register_fsdp_forward_method(whole, "features")
+            for name in ("features", "embedder"):
+                register_fsdp_forward_method(whole, name)
 
 
 def reshard(module: nn.Module | None) -> None:

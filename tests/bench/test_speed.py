@@ -242,6 +242,14 @@ def test_a_batch_fits_or_does_not() -> None:
     assert not speed_cli._in_a_process(fits, too_many, Setting("cuda"), 1)
 
 
+@pytest.mark.parametrize("name", speed_run.OBJECTIVES)
+def test_every_objective_of_the_bench_runs_lean_and_plain(name: str) -> None:
+    case = LossCase(TINY, name, batch=2, length=8, repeats=1)
+    found = case.run(CPU)
+    assert found["plain_over_lean"] == found["plain_seconds"] / found["lean_seconds"]
+    assert found["objective"] == name
+
+
 @linux_only
 def test_the_memory_of_the_lean_losses_is_below_the_plain_ones() -> None:
     """In several chunks, and each in a process that has held nothing before."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM
 from idlm.models.attention import attend, rotary_tables, rotate
-from idlm.models.dit import Projection
+from idlm.models.dit import Embedded, Latent, Projection
 
 Make = Callable[..., DiffusionLM]
 
@@ -95,6 +95,34 @@ def test_the_gradient_of_a_relaxed_state_equals_finite_differences(make: Make) -
     assert torch.autograd.gradcheck(looked_up, inputs)  # fp64, to 1e-5
     sigma = torch.zeros(1).double()
     assert torch.autograd.gradcheck(lambda x: model.features(x, sigma), (scores,))
+
+
+def test_a_state_embedded_in_pieces_gives_the_features_of_its_scores(make: Make) -> None:
+    model = make(std=0.5, process="uniform", vocab_size=13, latent_position=3).double()
+    scores = 3 * torch.randn(2, 5, 13, generator=torch.Generator().manual_seed(1)).double()
+    sigma, latent = torch.ones(2).double(), Latent(None, torch.randn(2, 5, 3).double())
+    embed = model.embedder()
+    pieces = torch.cat([embed(scores[:, :3]), embed(scores[:, 3:])], 1)
+    torch.testing.assert_close(pieces, mixture(scores, model.backbone.vocab_embed.embedding))
+    found = model.features(Embedded(pieces), sigma, latent)
+    torch.testing.assert_close(found, model.features(scores, sigma, latent))  # fp64
+    at = torch.tensor([[4, 0], [1, 1]])
+    some = model.features(Embedded(pieces), sigma, latent, at)
+    torch.testing.assert_close(some, found[torch.arange(2).unsqueeze(1), at])
+    # and so does a generator that draws its own noise, as many rows as there are
+    assert model.features(Embedded(pieces), sigma).shape == found.shape
+
+
+def test_embedded_states_that_do_not_fit_are_refused(make: Make) -> None:
+    model, sigma = make(latent_position=3), torch.zeros(2)
+    for states in (torch.zeros(2, 16), torch.zeros(2, 5, 16, dtype=torch.int64)):
+        with pytest.raises(UserError, match=r"embedded states are torch\..* pass floating point"):
+            Embedded(states)
+    with pytest.raises(UserError, match=r"shape \(2, 5, 13\), but this network's have 16 numbers"):
+        model.features(Embedded(torch.zeros(2, 5, 13)), sigma)
+    for relaxed in (Embedded(torch.zeros(2, 5, 16)), torch.zeros(2, 5, 13)):
+        with pytest.raises(UserError, match="does not say where it is masked"):
+            model.features(relaxed, sigma)
 
 
 def spread(x: Tensor) -> float:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import idlm
+from idlm.bench import speed_plain
 from idlm.errors import UserError
-from idlm.models import DiffusionConfig, DiffusionLM
+from idlm.models import DiffusionConfig, DiffusionLM, Embedded
 from idlm.objectives import Draw, IDLMDuo, Networks
 from idlm.objectives.duo_dcd import DuoDCD
 from idlm.objectives.gammas import relaxation
@@ -51,16 +52,25 @@ class Smooth(nn.Module):
         self.bias = nn.Parameter(torch.randn(L, K, generator=generator, dtype=torch.float64))
         self.process = Uniform(K)
         self.blind = blind
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.scores: list[Tensor] = []
+        self.sigmas: list[Tensor] = []
 
     def sample_latent(self, sample: Tensor, length: int, *, seed: int, step: int) -> None:
         return None
 
-    def features(self, scores: Tensor, sigma: Tensor, latent: Any = None) -> Tensor:
-        self.seen.append((scores.detach(), sigma))
+    def embedder(self) -> Callable[[Tensor], Tensor]:
+        def embed(scores: Tensor) -> Tensor:
+            self.scores.append(scores.detach())
+            return scores.softmax(-1)
+
+        return embed
+
+    def features(self, state: Any, sigma: Tensor, latent: Any = None) -> Tensor:
+        soft = state.states if isinstance(state, Embedded) else state.softmax(-1)
+        self.sigmas.append(sigma)
         if self.blind:
-            return self.bias.expand(len(scores), L, K)
-        soft = scores.softmax(-1).flatten(1)
+            return self.bias.expand(len(soft), L, K)
+        soft = soft.flatten(1)
         return torch.einsum("bi,lki->blk", soft, self.mix) + self.bias
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -186,31 +196,35 @@ def test_the_fake_model_is_at_its_optimum_where_it_is_the_students_output() -> N
 def test_networks_see_scores_and_the_time_of_the_argmaxs_process() -> None:
     networks, mine = trio(), objective()
     mine.student_loss(networks, TOKENS, draw_of())
-    state = mine.simulate(networks.student, TOKENS, draw_of())
+    made = mine.generate(networks.student, TOKENS, draw_of())
+    state = mine.relax(networks.student, made, [networks.fake], draw_of())
+    _, w, z, _ = speed_plain._relax(mine, networks.student, TOKENS, draw_of())
     relaxation = GaussianRelaxation(K, gamma_min=-2.0, gamma_max=2.0)
     for model in (networks.teacher, networks.fake):
-        [(scores, sigma)] = model.seen
-        torch.testing.assert_close(scores, state.w.detach() / 0.5)
+        torch.testing.assert_close(model.scores[0], w.detach() / 0.5)
+        [sigma] = model.sigmas
         torch.testing.assert_close(sigma, -relaxation.alpha(state.time).log())
-    (w_in, sigma), _ = networks.student.seen
-    assert not torch.equal(w_in, state.w.detach() / 0.5)
+    w_in, sigma = networks.student.scores[0], networks.student.sigmas[0]
+    assert not torch.equal(w_in, w.detach() / 0.5)
+    assert torch.equal(made.z, w_in.argmax(-1))
     times = draw_of().times(Stream.TIME).double()
     torch.testing.assert_close(sigma, -relaxation.alpha(times).log())
-    assert torch.equal(state.z, state.w.argmax(-1))
+    assert torch.equal(state.z, z)
     assert not state.z.requires_grad
 
 
 def test_without_noise_the_student_sees_its_data_and_is_judged_on_its_output() -> None:
     """gamma near -30: softmax of the input picks the token, the state's argmax is G's."""
     mine = IDLMDuo(gamma_min=-30.0, gamma_max=-29.0, tau=1e-3)
-    student = Smooth(2)
-    state = mine.simulate(student, TOKENS, draw_of())
-    (scores, sigma), *_ = student.seen
+    student, reader = Smooth(2), Smooth(3)
+    made = mine.generate(student, TOKENS, draw_of())
+    state = mine.relax(student, made, [reader], draw_of())
     expected = nn.functional.one_hot(TOKENS, K).double()
-    torch.testing.assert_close(scores.softmax(-1), expected, atol=1e-12, rtol=0)
-    assert float(sigma.abs().max()) < 1e-12
-    assert torch.equal(state.z, state.log_g.argmax(-1))
-    torch.testing.assert_close(state.w, state.log_g.exp(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(student.scores[0].softmax(-1), expected, atol=1e-12, rtol=0)
+    assert float(student.sigmas[0].abs().max()) < 1e-12
+    g = student.head(made.hidden).softmax(-1)
+    assert torch.equal(state.z, g.argmax(-1))
+    torch.testing.assert_close(1e-3 * reader.scores[0], g, atol=1e-5, rtol=0)
 
 
 def test_the_range_of_gamma_gives_every_vocabulary_the_published_alphas() -> None:
@@ -240,11 +254,10 @@ def test_the_range_of_gamma_gives_every_vocabulary_the_published_alphas() -> Non
 
 def test_tied_times_share_their_strata_and_independent_ones_do_not() -> None:
     n = 64
-    tokens = torch.zeros(n, L, dtype=torch.int64)
     for how, apart in (("tied", False), ("independent", True)):
-        state = objective(time_draws=how).simulate(Smooth(2), tokens, draw_of(n))
-        first = draw_of(n).times(Stream.TIME).double()
-        assert (float((state.time - first).abs().max()) > 1 / n) == apart
+        first, second = objective(time_draws=how).times(draw_of(n))
+        assert torch.equal(first, draw_of(n).times(Stream.TIME).double())
+        assert (float((second - first).abs().max()) > 1 / n) == apart
 
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:

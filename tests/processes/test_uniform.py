@@ -74,6 +74,24 @@ def test_nll_is_a_divergence_zero_only_where_the_denoiser_is_the_target() -> Non
     assert bool((process.nll_per_token(log_p.roll(1, 0), soft, z, t) > 1e-6).all())
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_difference_of_two_nlls_is_theirs_in_value_and_gradient(soft: bool) -> None:
+    process, (log_p, x0, z, t) = Uniform(K), case()
+    target = log_p.roll(2, 0).exp() if soft else x0
+    tables = [table.detach().requires_grad_() for table in (log_p, log_p.roll(1, 0))]
+    if soft:
+        tables.append(target.requires_grad_())
+    mine = process.nll_difference(*tables[:2], target, z, t)
+    first, second = (process.nll_per_token(table, target, z, t) for table in tables[:2])
+    torch.testing.assert_close(mine, first - second, rtol=1e-10, atol=1e-12)
+    weight = torch.arange(1.0, 1 + mine.numel()).view_as(mine)
+    ours, theirs = (
+        torch.autograd.grad((weight * value).sum(), tables) for value in (mine, first - second)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert float(mine.detach().abs().max()) > 1
+
+
 def test_the_gradient_reaches_denoiser_and_soft_target() -> None:
     process = Uniform(K)
     logits = torch.randn(1, 2, K, dtype=torch.float64, requires_grad=True)

@@ -16,7 +16,7 @@ import idlm
 from idlm.cli.main import main
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load_tokenizer
-from idlm.objectives import DMMD, IDLM, SDTT, VADD, Di4C
+from idlm.objectives import DMMD, IDLM, SDTT, VADD, Di4C, IDLMDuo
 from idlm.training import EvaluatorModule
 from idlm.training.sharding import full_state
 from tests.launched import launch
@@ -38,6 +38,8 @@ OBJECTIVES = {
     "idlm": (IDLM, "absorbing", {}),
     "dmmd": (lambda: DMMD(target_steps=4), "absorbing", {}),
     "dmmd_uniform": (lambda: DMMD(target_steps=4), "uniform", {}),
+    # inputs that are smooth enough for a rounding to stay one
+    "duo": (lambda: IDLMDuo(tau=0.1), "uniform", {}),
     "sdtt": (SDTT, "absorbing", {"fake_lr": None, "latent_global": 0, "latent_position": 0}),
     "vadd": (VADD, "absorbing", {"fake_lr": None, "latent_position": 0}),
 }
