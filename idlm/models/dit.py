@@ -295,7 +295,7 @@ class DiT(nn.Module):
             if latent.position is not None and self.latent.position is not None:
                 noise = self.latent.position(latent.position.to(x.dtype))
                 if self.mask_id is not None:
-                    noise = noise * self._masked(tokens).unsqueeze(-1)
+                    noise = noise * _masked(tokens, self.mask_id).unsqueeze(-1)
                 x = x + noise
             if latent.vector is not None:
                 extra = list(self.latent.modulations(latent.vector))
@@ -326,12 +326,12 @@ class DiT(nn.Module):
             )
         return tokens.states
 
-    def _masked(self, tokens: Tensor | Embedded) -> Tensor:
-        """Where tokens ``[B, L]`` are masks, of which a relaxed state has none."""
-        if isinstance(tokens, Embedded) or tokens.is_floating_point():
-            raise UserError(
-                "a relaxed state does not say where it is masked, but this network adds a latent "
-                "at every mask; pass tokens, or take a network of the uniform process"
-            )
-        masked: Tensor = tokens == self.mask_id
-        return masked
+
+def _masked(tokens: Tensor | Embedded, mask_id: int) -> Tensor:
+    """Where tokens ``[B, L]`` are masks, which a relaxed state does not say."""
+    if isinstance(tokens, Embedded) or tokens.is_floating_point():
+        raise UserError(
+            "a relaxed state does not say where it is masked, but this network adds a latent "
+            "at every mask; pass tokens, or take a network of the uniform process"
+        )
+    return tokens == mask_id
