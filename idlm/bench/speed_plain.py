@@ -336,6 +336,8 @@ def plain_losses(objective: Any, race: torch.Generator) -> tuple[Loss, Loss]:
         race: of the tokens; IDLM-Duo draws none.
     """
     if isinstance(objective, IDLMDuo):
-        return partial(plain_duo_auxiliary_loss, objective), partial(plain_duo_student_loss, objective)
+        return partial(plain_duo_auxiliary_loss, objective), partial(
+            plain_duo_student_loss, objective
+        )
     losses = plain_auxiliary_loss, plain_student_loss
     return partial(losses[0], objective, race=race), partial(losses[1], objective, race=race)
