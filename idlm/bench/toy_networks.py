@@ -63,7 +63,7 @@ class TinyLM(DiffusionLM):
 
     def features(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | Embedded,
         timesteps: Tensor | None = None,
         latent: Latent | None = None,
         at: Tensor | None = None,
