@@ -90,6 +90,8 @@ def spoken(argv: list[str]) -> Said:
 def _run(rank: int, count: int, port: int, work: Callable[[int], Any], answer: Connection) -> None:
     torch.set_num_threads(1)
     os.environ |= {
+        # a forked process cannot start the threads that the test's own process may have started
+        "OMP_NUM_THREADS": "1",
         "TORCHELASTIC_RUN_ID": "test",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

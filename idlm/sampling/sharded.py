@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +108,10 @@ def join(count: int, device: str | None = None) -> Iterator[Processes]:
     try:
         if ours and "RANK" in os.environ:
             _arrive(count)
-        state = PartialState(cpu=on_cpu, backend="gloo", timeout=_TIMEOUT)
+        with warnings.catch_warnings():
+            # said by every process: a share of the cores each is what is wanted here
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+            state = PartialState(cpu=on_cpu, backend="gloo", timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
