@@ -10,6 +10,18 @@ class UserError(Exception):
     """
 
 
+def reason(error: BaseException) -> str:
+    """What another library's error says, for a sentence: its kind and its first line, cut short.
+
+    Args:
+        error: as it was caught.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    first = next((line for line in lines if line), "").rstrip(".")
+    kind = type(error).__name__
+    return f"{kind}: {first[:160]}" if first else kind
+
+
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """A signal ended a run in good order, and the run is saved.
 

@@ -1,7 +1,7 @@
 """Noise schedules: alpha_t, the probability that a token survives at time t.
 
-alpha falls from alpha(0) = 1 to alpha(1) close to 0. Every method takes times of any shape and
-returns that shape and dtype.
+alpha falls from alpha(0), 1 for the token processes, to alpha(1) close to 0. Every method takes
+times of any shape and returns that shape and dtype.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What both benches share: options, files, processes, settings; nothing heavy is imported here."""
+"""What the benches share: options, files, processes, settings; nothing heavy is imported here."""
 
 from __future__ import annotations
 

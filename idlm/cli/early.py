@@ -18,7 +18,7 @@ ROOTS = (
 _WORK = {
     "fit": "Train a teacher, or distil one, as a YAML file describes (configs/ has some).",
     "validate": "Measure a checkpoint of `idlm fit` on the validation split.",
-    "test": "Measure a checkpoint of `idlm fit` on the test split.",
+    "test": "The same as `idlm validate`: a corpus here has no third split.",
 }
 
 

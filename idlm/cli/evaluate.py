@@ -144,8 +144,13 @@ def _evaluate(
     for sentence in said:
         print(f"idlm: warning: {sentence}", file=sys.stderr)
     if args.output:
-        document = _document(argv, names, results, summary, said)
-        print(f"written: {write_json(args.output, document)}")
+        from idlm.evaluation.conditions import document
+        from idlm.metrics.registry import ALL_METRICS
+
+        definitions = {name: ALL_METRICS[name].definition for name in names}
+        found = {"definitions": definitions, "warnings": said}
+        content = document(argv, **found, results=results, summary=summary)
+        print(f"written: {write_json(args.output, content)}")
 
 
 def _reference(
@@ -245,31 +250,6 @@ def _read(path: str, *, needs_text: bool) -> SampleSet:
             "themselves with --no-retokenize (mauve cannot), or generate again without --no-text"
         )
     return SampleSet(path, [r["text"] or "" for r in rows], [r["tokens"] for r in rows], header)
-
-
-def _document(
-    argv: list[str],
-    names: tuple[str, ...],
-    results: list[dict[str, Any]],
-    summary: list[dict[str, Any]],
-    said: list[str],
-) -> dict[str, Any]:
-    import torch
-    import transformers
-
-    from idlm import __version__
-    from idlm.metrics.registry import ALL_METRICS
-
-    return {
-        "command": ["idlm", "evaluate", *argv],
-        "idlm": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "definitions": {name: ALL_METRICS[name].definition for name in names},
-        "warnings": said,
-        "results": results,
-        "summary": summary,
-    }
 
 
 def _print(

@@ -28,7 +28,7 @@ from idlm.errors import Stopped, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("idlm.cli.fit", "train or distil what a YAML file describes"),
     "validate": ("idlm.cli.fit", "measure a checkpoint on the validation split"),
-    "test": ("idlm.cli.fit", "measure a checkpoint on the test split"),
+    "test": ("idlm.cli.fit", "the same as validate: a corpus here has no third split"),
     "generate": ("idlm.cli.generate", "write text with a checkpoint, in as many calls as you ask"),
     "evaluate": ("idlm.cli.evaluate", "measure generated text: perplexity, entropy, diversity"),
     "export": ("idlm.cli.export", "write a checkpoint as a Hub-ready folder, and push it"),

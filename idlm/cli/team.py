@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from idlm.cli.faults import is_out_of_memory
 from idlm.errors import UserError
-from idlm.sampling.sharded import Processes, _check_device, join
+from idlm.sampling.sharded import Processes, check_device, join
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def met(count: int, device: str | None, failure: UserError | None) -> Iterator[T
 def _check(team: Team, count: int, device: str | None, failure: UserError | None) -> None:
     if failure is not None:
         raise failure
-    _check_device(device, count)
+    check_device(device, count)
     if team.count != count:
         raise UserError(
             f"the environment tells of {count} processes and {team.count} met; start them with "

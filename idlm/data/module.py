@@ -196,6 +196,12 @@ class PackedDataModule(lightning.LightningDataModule):
             return []
         rank, world = self._place()
         rows = self.evaluation_rows()
+        if len(rows) < world:
+            raise UserError(
+                f"there are {len(rows)} evaluation rows of {self.length} tokens for {world} "
+                "processes, and each needs one: give max_eval_rows=0 for no evaluation, more held-out "
+                "text, or fewer processes"
+            )
         return DataLoader(
             EvaluationRows(rows),
             batch_size=self.eval_batch_size,

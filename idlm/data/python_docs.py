@@ -2,7 +2,7 @@
 
 Two sources: the language reference as ``pydoc`` ships it (``pydoc_data.topics``) and the
 docstrings of the standard library, read with ``ast`` so that nothing is imported or run. About
-1.9 MB. **The text depends on the CPython version**, so every result obtained on it should carry
+2 MB. **The text depends on the CPython version**, so every result obtained on it should carry
 ``fingerprint()``.
 """
 

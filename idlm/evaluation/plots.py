@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from idlm.errors import UserError
+from idlm.errors import UserError, reason
 from idlm.evaluation.held_out import draw_held_out, halo
 from idlm.samples import replace_bytes
 
@@ -254,7 +254,7 @@ def _draw(results: str, output: str) -> Path:
         summary, protocol, reference = found["summary"], found["protocol"], found["reference"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{results} is no results file ({type(error).__name__}); make one with "
+            f"{results} is no results file ({reason(error)}); make one with "
             "idlm evaluate --protocol"
         ) from error
     # one judge, and draws as they should be: other rows would look like other models

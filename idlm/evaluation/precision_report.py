@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.errors import UserError
+from idlm.samples import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,17 +124,7 @@ def plot_precision(content: Mapping[str, Any], path: str | Path) -> Path:
         f"{protocol['evaluator']}; bars: 95% of the ratio or difference to float64",
         fontsize=8.5,
     )
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): name another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return replace_bytes(path, lambda file: figure.savefig(file, dpi=150, format="png"))
 
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from idlm.errors import UserError
+from idlm.errors import UserError, reason
 from idlm.evaluation.cells import Cell, measure_reference, open_evaluator, weights_revision
 from idlm.evaluation.compare import matched_table, summarise
 from idlm.evaluation.gain import gains
@@ -71,9 +71,12 @@ class Results:
                 self.cells = found["cells"]
                 self.references = found.get("references") or []
                 return
-        except ValueError:
-            pass
-        raise UserError(f"{self.path} is no results file of this program; name another --output")
+            said = "it holds no cells"
+        except ValueError as error:
+            said = reason(error)
+        raise UserError(
+            f"{self.path} is no results file of this program ({said}); name another --output"
+        )
 
     def _weights(self, cell: Cell) -> str | None:
         """The hash of a cell's checkpoint; None if it is absent, which matches nothing stored."""

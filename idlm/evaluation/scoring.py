@@ -74,11 +74,13 @@ def score(
 
 
 def _ratio_stderr(nll: list[float], count: list[float]) -> float:
-    """Standard error of sum(nll) / sum(count) over independent samples (delta method); nan for 1.
+    """Standard error of sum(nll) / sum(count) over the scored samples; nan for fewer than two.
+
+    By the delta method, as :class:`idlm.metrics.GenerativePerplexity` has it.
 
     exp of it is the perplexity, whose relative standard error this therefore is.
     """
-    n, total = len(nll), sum(count)
+    n, total = sum(tokens > 0 for tokens in count), sum(count)
     if n < 2 or total == 0:
         return math.nan
     mean = sum(nll) / total

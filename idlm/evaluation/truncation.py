@@ -120,10 +120,11 @@ def demonstration(
 
     Returns:
         ``vocabulary``, ``races`` and one row for each step count: ``cutoff``, the probability
-        N / 2^24 below which a token hardly ever wins; ``exact`` share and ``revealed`` chance in
-        float32 (float64: the true 1/2 and 1/N); and of a simulation in either precision
-        ``revealed``, ``share``, its standard error and ``chi_square`` of one degree of freedom
-        against the true 1/2.
+        N / 2^24 below which a token hardly ever wins; ``token_probability`` of a token of the
+        flat half; ``exact_share`` and ``exact_revealed``, the share of the half and the chance to
+        reveal, in float32, beside ``true_share`` 1/2 and ``true_revealed`` 1/N; and of a
+        simulation in either precision ``revealed``, ``share``, its standard error and ``chi_square``
+        of one degree of freedom against the true 1/2.
     """
     rows = []
     for count in steps:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from idlm.errors import UserError
+from idlm.errors import UserError, reason
 from idlm.paths import resolve
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -151,10 +151,9 @@ def _from_pretrained(
         *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
         *(SafetensorError, UnpicklingError),
     ) as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
-            f"evaluator {name!r} could not be loaded as a causal language model ({reason}): give "
-            "a folder or Hugging Face id of one that transformers knows, such as gpt2-large"
+            f"evaluator {name!r} could not be loaded as a causal language model ({reason(error)}): "
+            "give a folder or Hugging Face id of one that transformers knows, such as gpt2-large"
         ) from error
     finally:
         if bars:
@@ -174,10 +173,10 @@ def _to_device(model: torch.nn.Module, device: str | torch.device | None) -> Non
     try:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0][:120]
         raise UserError(
-            f"the evaluator could not be moved to device={str(device)!r} ({reason}): use cpu, or "
-            "cuda where torch.cuda.is_available(); device_map=auto spreads a large model"
+            f"the evaluator could not be moved to device={str(device)!r} ({reason(error)}): "
+            "use cpu, or cuda where torch.cuda.is_available(); device_map=auto spreads a large "
+            "model"
         ) from error
 
 
@@ -199,7 +198,7 @@ def _locate(name: str, revision: str | None) -> tuple[str, str | None]:
     except Exception as error:  # hub, http and offline errors share no base class
         raise UserError(
             f"evaluator {name!r} could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}) and is no local folder: check the name and the network, "
+            f"({reason(error)}) and is no local folder: check the name and the network, "
             "or give the path of a folder with config.json, model.safetensors and tokenizer.json"
         ) from error
     return name, Path(snapshot).name
@@ -250,7 +249,7 @@ def open_tokenizer(name: str, *, revision: str | None = None) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"no tokenizer could be opened at {name!r} ({type(error).__name__}): give a folder "
+            f"no tokenizer could be opened at {name!r} ({reason(error)}): give a folder "
             "with tokenizer.json, or a Hugging Face id that can be reached from here"
         ) from error
 

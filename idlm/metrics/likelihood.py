@@ -223,7 +223,7 @@ def check_settings(*, draws: int, strata: int, interval: str, batch_size: int) -
 
 def _check_tokens(model: DiffusionLM, tokens: Tensor) -> None:
     process = model.process
-    mask_id = getattr(process, "mask_id", None)
+    mask_id = process.mask_id
     known = process.vocab_size if mask_id is None else mask_id
     if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= known):
         bad = tokens[(tokens < 0) | (tokens >= known)][0]

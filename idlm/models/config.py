@@ -41,7 +41,8 @@ class DiffusionConfig(PretrainedConfig):
         schedule: ``log-linear`` or ``cosine``.
         schedule_eps: alpha(1) of the schedule.
         latent_global: size of the Gaussian vector that enters through adaLN, 0 for none.
-        latent_position: size of the Gaussian noise added to each mask embedding, 0 for none.
+        latent_position: size of the Gaussian noise added to the embedding of each mask, or
+            of every token where the process has no mask, 0 for none.
     """
 
     model_type = "idlm"

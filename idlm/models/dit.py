@@ -26,7 +26,8 @@ class Latent(NamedTuple):
 
     Attributes:
         vector: global Gaussian vector ``[B, G]``, enters every adaLN.
-        position: Gaussian noise per position ``[B, L, P]``, added to the mask embedding.
+        position: Gaussian noise per position ``[B, L, P]``, added to the embedding of masks, or of
+            every token where the process has no mask.
     """
 
     vector: Tensor | None

@@ -40,7 +40,7 @@ class DiffusionLM(PreTrainedModel):
     def __init__(self, config: DiffusionConfig) -> None:
         super().__init__(config)
         self._process = config.make_process()
-        self.backbone = DiT(config, mask_id=getattr(self._process, "mask_id", None))
+        self.backbone = DiT(config, mask_id=self._process.mask_id)
         self.post_init()  # transformers' bookkeeping, which from_pretrained needs
 
     @classmethod

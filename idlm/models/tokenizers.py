@@ -65,7 +65,7 @@ def load_tokenizer(
 
 def mask_id(config: DiffusionConfig) -> int | None:
     """The id of the mask: the process decides it, no tokenizer does; ``None`` without a mask."""
-    return getattr(config.make_process(), "mask_id", None)
+    return config.make_process().mask_id
 
 
 def check_tokenizer(tokenizer: Any, config: DiffusionConfig, source: str) -> None:

@@ -162,7 +162,9 @@ class LossSum:
     """A loss as a sum: the caller divides by the token count of the whole update.
 
     Attributes:
-        total: scalar in nats, summed over tokens and sequences, with gradient.
+        total: scalar, summed over tokens and sequences, with gradient; in nats unless the objective
+            says otherwise (squared distances of moment matching, SDTT's ``mse`` and ``tvd``, a
+            GAN's loss).
         tokens: how many tokens the sum stands for (all positions, scored or not).
         logs: scalars to show, each already a mean over this micro-batch.
         asked: positions that the student answered, the weight of its mean entropy; ``tokens`` if
@@ -176,7 +178,7 @@ class LossSum:
 
     @property
     def mean(self) -> Tensor:
-        """Nats per token."""
+        """``total`` per token."""
         return self.total / self.tokens
 
 
@@ -264,6 +266,26 @@ def frozen(*networks: DiffusionLM) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def fresh_casts(network: nn.Module) -> Iterator[None]:
+    """Under autocast, keep no casts of the weights.
+
+    For weights that are other tensors at every call: a cached cast would never be used again, and
+    all of them would stay alive until the trainer leaves autocast, at the end of the whole update.
+    And for a pass without gradient before one with it: PyTorch 2.9 would use the first one's casts
+    again, through which no gradient comes back.
+
+    Args:
+        network: tells the device.
+    """
+    device = next(network.parameters()).device.type
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
+        yield
 
 
 def row_weights(weight: Tensor, rows: Tensor) -> Tensor:

@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from idlm.errors import UserError
 from idlm.models.continuous import ContinuousDenoiser
-from idlm.objectives.base import DistillationObjective, Draw, LossSum, Networks, frozen
+from idlm.objectives.base import (
+    DistillationObjective,
+    Draw,
+    LossSum,
+    Networks,
+    fresh_casts,
+    frozen,
+)
 from idlm.objectives.regression import check_same_process, gaussian
 from idlm.processes.gaussian import Gaussian, ddpm_states
 from idlm.random import Stream
@@ -125,7 +132,7 @@ class DMD2(DistillationObjective):
         """
         steps, shape = self.target_steps, data.shape[1:]
         noise = draw.normal(steps, *shape, stream=Stream.POSTERIOR, dtype=data.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), fresh_casts(student):
             states, times = zip(
                 *ddpm_states(gaussian(student), student, noise.transpose(0, 1)), strict=True
             )

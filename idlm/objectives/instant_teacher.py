@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from idlm.errors import UserError
 from idlm.models.dit import Block
+from idlm.objectives.base import fresh_casts
 
 Weights = dict[str, Tensor]
 
@@ -49,7 +50,7 @@ class WeightSpace:
     def gradient(self, loss: Callable[[Weights], Tensor]) -> Weights:
         """d loss / d weights at the network's own; zeros for weights that do not enter."""
         weights = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
-        with torch.enable_grad(), _uncompiled(), _fresh_casts(self.network):
+        with torch.enable_grad(), _uncompiled(), fresh_casts(self.network):
             value = loss(weights)
         found = torch.autograd.grad(
             value, list(weights.values()), allow_unused=True, materialize_grads=True
@@ -71,7 +72,7 @@ class WeightSpace:
         with ExitStack() as stack:
             for context in (torch.no_grad(), _uncompiled(), _plain_attention(self.network)):
                 stack.enter_context(context)
-            stack.enter_context(_fresh_casts(self.network))
+            stack.enter_context(fresh_casts(self.network))
             return cast(tuple[Tensor, Tensor], jvp(fn, values, tangents))
 
 
@@ -180,21 +181,6 @@ def _plain_attention(network: nn.Module) -> Iterator[None]:
     finally:
         for block, backend in zip(blocks, before, strict=True):
             block.attention = backend
-
-
-@contextmanager
-def _fresh_casts(network: nn.Module) -> Iterator[None]:
-    """Under autocast, keep no casts of the weights.
-
-    They are other tensors at every call, so a cached cast would never be used again, and all of
-    them would stay alive until the trainer leaves autocast, at the end of the whole update.
-    """
-    device = next(network.parameters()).device.type
-    with ExitStack() as stack:
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
-        yield
 
 
 def _check(network: nn.Module) -> None:

@@ -8,8 +8,8 @@ t - 2 dt; the code means to place two times between t and t - 2 dt and mixes the
 t = 0.5 its two calls run near 0.75 and 0.25, and a position is unmasked with probability
 dt / 0.75 in place of dt / t. With the weights put right, as IMDM's port does, its second call would
 still be at t - 2 dt, the end of the interval, and not at t - dt, where its second step starts. A
-network without time conditioning does not see its time, but which
-positions the first step unmasks, and so whose context a target has, changes for any network.
+network without time conditioning does not see its time, but which positions the first step unmasks,
+and so whose context a target has, changes for any network.
 **mse and tvd** compare probabilities, as their names say; in the code, log-probabilities. **The
 loss** is a sum over masked positions that the caller divides by all tokens; the code takes the mean
 over the masked ones of its batch. **Times** t are stratified and at least 1e-3, there 1e-5. The

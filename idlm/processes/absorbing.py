@@ -20,7 +20,7 @@ class Absorbing(Process):
 
     def __init__(self, vocab_size: int, schedule: Schedule | None = None) -> None:
         super().__init__(schedule or LogLinear(), vocab_size)
-        self.mask_id = vocab_size - 1
+        self.mask_id: int = vocab_size - 1
 
     def prior(self, shape: tuple[int, ...], like: Tensor, noise: Tensor | None = None) -> Tensor:
         return torch.full(shape, self.mask_id, dtype=torch.int64, device=like.device)

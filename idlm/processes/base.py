@@ -21,9 +21,11 @@ class Process(ABC):
         name: how configs and checkpoints call it.
         schedule: alpha_t.
         vocab_size: number of states V, the mask included where there is one.
+        mask_id: the mask's state; None for a process without.
     """
 
     name: str
+    mask_id: int | None = None
 
     def __init__(self, schedule: Schedule, vocab_size: int) -> None:
         if vocab_size < 2:

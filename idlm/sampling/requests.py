@@ -44,7 +44,7 @@ def blank_id(process: Process) -> int:
 
     Only samplers decide what the network sees there.
     """
-    return getattr(process, "mask_id", process.vocab_size)
+    return process.vocab_size if process.mask_id is None else process.mask_id
 
 
 def make_canvas(
@@ -137,7 +137,7 @@ def _prompt_rows(
 
 
 def _infill_rows(model: DiffusionLM, infill: Any, tokenizer: Any) -> tuple[list[Row], bool]:
-    mask_id = getattr(model.process, "mask_id", None)
+    mask_id = model.process.mask_id
     if is_text(infill):
         encode = encoder(model, tokenizer, "infill")
         rows, shared = read_texts(infill, "infill", lambda text: read_slots(text, encode))
@@ -196,7 +196,7 @@ def _stack(rows: list[Row], num_samples: int, blank: int) -> Canvas:
 
 def _check_ids(model: DiffusionLM, ids: Tensor, name: str) -> None:
     """Every id is a token of the model's, and not the mask."""
-    size, mask_id = model.process.vocab_size, getattr(model.process, "mask_id", None)
+    size, mask_id = model.process.vocab_size, model.process.mask_id
     if mask_id is not None and bool((ids == mask_id).any()):
         raise UserError(
             f"{name} holds {mask_id}, the mask id, which is no token; places to write are given "

@@ -122,7 +122,7 @@ def join(count: int, device: str | None = None) -> Iterator[Processes]:
     here = torch.device("cpu") if on_cpu else state.device
     processes = Processes(index, count, here)
     try:
-        processes.together(lambda: _check_device(device, count))
+        processes.together(lambda: check_device(device, count))
         yield processes
     finally:
         if ours:
@@ -144,8 +144,16 @@ def _arrive(count: int) -> None:
     )
 
 
-def _check_device(name: str | None, count: int) -> None:
-    """Refuse a device that is not here, or that is only one for several processes."""
+def check_device(name: str | None, count: int) -> None:
+    """Refuse a device that is not here, or that is only one for several processes.
+
+    Args:
+        name: as the user gave it; None where none was.
+        count: of processes.
+
+    Raises:
+        UserError: naming the device.
+    """
     if pick_device(name).index is not None:
         raise UserError(
             f"device {name!r} is one device and there are {count} processes; give cpu or cuda, "

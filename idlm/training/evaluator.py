@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from idlm.errors import UserError
+from idlm.errors import UserError, reason
 from idlm.paths import resolve
 from idlm.training.evaluator_export import ExportBest as ExportBest
 from idlm.training.evaluator_export import model_card, write_folder
@@ -35,7 +35,7 @@ def _open_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"tokenizer {name!r} could not be opened ({type(error).__name__}): give a folder that "
+            f"tokenizer {name!r} could not be opened ({reason(error)}): give a folder that "
             "holds tokenizer.json, or a Hugging Face id that this machine can reach"
         ) from error
 
@@ -136,7 +136,7 @@ class EvaluatorModule(L.LightningModule):
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """One AdamW update on ``batch["input_ids"]`` ``[B, L]``."""
+        """One update, by AdamW or with Muon, on ``batch["input_ids"]`` ``[B, L]``."""
         rows = batch["input_ids"]
         self._check(rows)
         optimizer = cast(LightningOptimizer, self.optimizers())

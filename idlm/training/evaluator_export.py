@@ -26,7 +26,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-language: en
 ---
 
 # {name}

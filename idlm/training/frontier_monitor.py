@@ -101,7 +101,8 @@ class FrontierMonitor(Callback):
     ) -> Point:
         """(entropy in nats, GenPPL) of samples that all processes make together."""
         # a sharded network would need equally many calls of all processes
-        model = cast(DiffusionLM, unsharded(model)).to(trainer.strategy.root_device)
+        device = trainer.strategy.root_device  # also where the processes can add up their sums
+        model = cast(DiffusionLM, unsharded(model)).to(device)
         share = -(-self.num_samples // trainer.world_size)  # equal work: no process waits
         out = generate(
             model,
@@ -113,9 +114,9 @@ class FrontierMonitor(Callback):
             first_index=share * trainer.global_rank,
         )
         # one row at a time, so that no row's score depends on its neighbours' length
-        gen_ppl = GenerativePerplexity(self._judge, batch_size=1)
+        gen_ppl = GenerativePerplexity(self._judge, batch_size=1).to(device)
         gen_ppl.update(decode(tokenizer, out.tokens))
-        entropy = Entropy("per_sequence")
+        entropy = Entropy("per_sequence").to(device)
         entropy.update(out.tokens)
         # torchmetrics adds up over processes
         return float(entropy.compute()), float(gen_ppl.compute())

@@ -1,4 +1,4 @@
-"""What every training here shares: one ``training_step`` is one update of one network.
+"""What trainings of diffusion models share: one ``training_step`` is one update of one network.
 
 Updates are manual (Lightning cannot alternate two optimisers by itself), and a batch is split
 into micro batches inside the step, so that no state ever hangs between two steps: a checkpoint
@@ -29,6 +29,9 @@ from idlm.training.sharding import full_norm, reshard, shard
 from idlm.training.utilisation import Utilisation
 
 Decay = Literal["constant", "linear", "cosine"]
+# Two neighbours among Fibonacci's numbers: multiples of the first, modulo the second, are spread
+# evenly from the first few on, as those of the golden ratio are on a circle.
+_LATTICE = 55, 89
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
@@ -92,6 +95,19 @@ class UpdateModule(RunModule):
         self.seed = seed
         self.utilisation = Utilisation()
         self.draw_type: type[Draw] = Draw
+
+    def validation_draw(self, batch: Batch) -> Draw:
+        """The noise of a validation batch: not that of training, and the same at every validation.
+
+        A row's noise and time depend on its number alone, so that the result is the same however
+        the rows are batched and shared out among processes. Its time stratum is a step of a
+        Fibonacci lattice: any rows, also every other one, and a few left over, cover [0, 1] evenly.
+
+        Args:
+            batch: with ``index`` ``[B]``, the running numbers of its rows.
+        """
+        number = batch["index"] * _LATTICE[0]
+        return self.draw_type(number, _LATTICE[1], self.seed ^ 0x5EED, 0, training=False)
 
     def shard(self, *networks: nn.Module) -> None:
         """Spread networks over the processes where the strategy asks for it; call it once for each.

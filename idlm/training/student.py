@@ -65,8 +65,7 @@ class StudentModule(UpdateModule):
         networks = self._networks()._replace(student=cast(DiffusionLM, self.ema.module))
         if networks.auxiliary is not None:
             networks.auxiliary.eval()
-        size = batch["index"].shape[0]
-        draw = self.draw_type(batch["index"], size, self.seed ^ 0x5EED, 0, training=False)
+        draw = self.validation_draw(batch)
         result = self.objective.student_loss(networks, clean(batch), draw)
         if result.tokens:  # a row left over may be too little for a loss over pairs of rows
             self.val_loss.update(result.mean, weight=result.tokens)

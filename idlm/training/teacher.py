@@ -232,9 +232,8 @@ class TeacherModule(UpdateModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """NELBO of the EMA weights in nats per token; the same noise at every validation."""
-        size = batch["input_ids"].shape[0]
-        draw = Draw(batch["index"], max(size, 1), self.seed ^ 0x5EED, 0)
-        result = self._nelbo(cast(DiffusionLM, self.ema.module), batch["input_ids"], draw)
+        model = cast(DiffusionLM, self.ema.module)
+        result = self._nelbo(model, batch["input_ids"], self.validation_draw(batch))
         self.val_nelbo.update(result.mean, weight=result.tokens)
 
     def on_validation_epoch_end(self) -> None:

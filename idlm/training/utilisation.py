@@ -1,4 +1,8 @@
-"""Model-FLOPs utilisation: what an update computes, over what the device could in that time."""
+"""Utilisation: what an update computes, over what the device could in that time.
+
+It is logged as ``mfu`` and counts executed FLOPs; with gradient checkpointing, which computes parts
+twice, the field calls that number hardware FLOPs utilisation (HFU).
+"""
 
 from __future__ import annotations
 

@@ -154,10 +154,10 @@ def test_alone_there_is_nobody_to_wait_for_and_errors_stay_what_they_are():
 
 
 def test_a_device_by_number_is_refused_for_several_processes():
-    sharded._check_device("cpu", 2)
-    sharded._check_device(None, 2)
+    sharded.check_device("cpu", 2)
+    sharded.check_device(None, 2)
     with pytest.raises(UserError, match=r"device 'cpu:0' is one device and there are 2 processes"):
-        sharded._check_device("cpu:0", 2)
+        sharded.check_device("cpu:0", 2)
 
 
 def test_processes_that_no_launcher_started_are_one_sentence(monkeypatch):
