@@ -199,8 +199,8 @@ class PackedDataModule(lightning.LightningDataModule):
         if len(rows) < world:
             raise UserError(
                 f"there are {len(rows)} evaluation rows of {self.length} tokens for {world} "
-                "processes, and each needs one: give max_eval_rows=0 for no evaluation, more held-out "
-                "text, or fewer processes"
+                "processes, and each needs one: give max_eval_rows=0 for no evaluation, more "
+                "held-out text, or fewer processes"
             )
         return DataLoader(
             EvaluationRows(rows),

@@ -123,8 +123,8 @@ def demonstration(
         N / 2^24 below which a token hardly ever wins; ``token_probability`` of a token of the
         flat half; ``exact_share`` and ``exact_revealed``, the share of the half and the chance to
         reveal, in float32, beside ``true_share`` 1/2 and ``true_revealed`` 1/N; and of a
-        simulation in either precision ``revealed``, ``share``, its standard error and ``chi_square``
-        of one degree of freedom against the true 1/2.
+        simulation in either precision ``revealed``, ``share``, its standard error and
+        ``chi_square`` of one degree of freedom against the true 1/2.
     """
     rows = []
     for count in steps:
