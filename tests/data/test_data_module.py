@@ -215,6 +215,17 @@ def test_a_batch_that_cannot_be_shared_is_refused(
         module.train_dataloader()
 
 
+def test_fewer_evaluation_rows_than_processes_are_refused(
+    data: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = data(max_eval_rows=2)
+    module.setup("validate")
+    for rank in range(3):
+        monkeypatch.setattr(PackedDataModule, "_place", lambda self, rank=rank: (rank, 3))
+        with pytest.raises(UserError, match=r"2 evaluation rows .* 3 processes.*max_eval_rows=0"):
+            module.val_dataloader()
+
+
 @pytest.mark.parametrize("size", ["length", "global_batch_size", "eval_batch_size"])
 def test_sizes_below_one_are_refused(data: Make, size: str) -> None:
     with pytest.raises(UserError, match=rf"{size}=0 is not a positive number"):

@@ -12,7 +12,7 @@ import torch
 
 from idlm.evaluation.resampling import redraw
 from idlm.evaluation.scoring import score
-from idlm.metrics import Evaluator, load_evaluator
+from idlm.metrics import Evaluator, GenerativePerplexity, load_evaluator
 from tests.tiny_models import Folders
 
 
@@ -67,3 +67,16 @@ def test_resampling_passes_over_the_perplexity_of_a_sample_that_has_none() -> No
     some = drawn.log_ppls != 0.0
     assert 180 < some.sum() < 200
     assert drawn.log_ppls[some] == pytest.approx(2.0)
+
+
+def test_a_sample_without_a_scored_token_does_not_count_in_the_standard_error(
+    judge: Evaluator,
+) -> None:
+    nothing = [*TEXTS, ""]
+    found = score(torch.cat([TOKENS, TOKENS[:1]]), nothing, judge)
+    metric = GenerativePerplexity(judge)
+    metric.update(nothing)
+    assert found["per_sample"]["tokens"][-1] == 0
+    own = metric.by_rule()["published"]
+    assert found["gen_ppl_stderr"] == pytest.approx(own["standard_error"], rel=1e-9)
+    assert found["gen_ppl_stderr"] == score(TOKENS, TEXTS, judge)["gen_ppl_stderr"]

@@ -163,6 +163,19 @@ def test_inputs_are_the_states_of_the_students_own_sampler(steps: int) -> None:
     torch.testing.assert_close(x[last], sample[last], atol=1e-12, rtol=0)
 
 
+def test_no_cast_of_the_pass_without_gradient_is_used_again_under_autocast() -> None:
+    trio, (data, draw) = trio_of(gan=False), plain()
+    cached: list[tuple[bool, bool]] = []
+
+    def look(*_: Any) -> None:
+        cached.append((torch.is_grad_enabled(), torch.is_autocast_cache_enabled()))
+
+    trio.student.register_forward_pre_hook(look)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        DMD2(target_steps=2).generate(trio.student.float(), data.float(), draw)
+    assert cached == [(False, False), (True, True)]
+
+
 def test_data_count_only_in_the_discriminators_loss() -> None:
     other = torch.randn(12, 2, dtype=torch.float64)
     for gan in (False, True):

@@ -132,3 +132,20 @@ def test_a_missing_evaluator_and_another_training_are_refused_before_any_update(
         trainer(tmp_path, monitor(models)).fit(
             teacher_training(models.teacher), datamodule=rows(corpus, models.teacher)
         )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_the_processes_of_a_gpu_run_can_add_their_sums_up(
+    models: Folders, corpus: Path, tmp_path: Path
+) -> None:
+    # NCCL serves tensors of the device alone; one process is enough to meet it
+    module, watch = distillation(models.teacher), monitor(models)
+    run = trainer(
+        tmp_path,
+        watch,
+        accelerator="gpu",
+        strategy="ddp_find_unused_parameters_true",
+        val_check_interval=1,
+    )
+    run.fit(module, datamodule=rows(corpus, models.teacher))
+    assert len(watch.curve) == len(TEMPERATURES)

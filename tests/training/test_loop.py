@@ -12,6 +12,7 @@ import torch
 
 from idlm.errors import UserError
 from idlm.objectives import IDLM, LossSum, masked_nelbo
+from idlm.random import Stream
 from idlm.training import teacher as teacher_module
 from idlm.training.loop import average_weights, lr_factor
 from tests.tiny_models import Folders
@@ -249,3 +250,37 @@ def test_data_in_another_vocabulary_is_refused(
     other = train_bpe([corpus.read_text()], 280, tmp_path / "other")
     with pytest.raises(UserError, match=r"is cut into the 280 tokens of .*other.*the 300"):
         trainer(tmp_path).fit(distillation(models.teacher), datamodule=rows(corpus, other))
+
+
+# Validation
+
+
+def test_a_validation_row_has_the_same_noise_on_any_topology(models: Folders) -> None:
+    module = teacher_training(models.teacher)
+
+    def named(numbers: list[int]) -> dict[int, tuple[float, float]]:
+        draw = module.validation_draw({"index": torch.tensor(numbers)})
+        times, noise = draw.times(Stream.TIME), draw.uniform(stream=Stream.CORRUPT)
+        return dict(zip(numbers, zip(times.tolist(), noise.tolist(), strict=True), strict=True))
+
+    whole = named([*range(19)])
+    for processes, size in ((1, 8), (2, 8), (3, 4), (2, 1)):
+        for rank in range(processes):
+            own = [*range(rank, 19, processes)]
+            for first in range(0, len(own), size):
+                part = own[first : first + size]
+                assert named(part) == {number: whole[number] for number in part}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("count", [4, 13, 64])
+def test_the_times_of_any_processes_validation_rows_cover_the_interval(
+    processes: int, count: int, models: Folders
+) -> None:
+    module = teacher_training(models.teacher)
+    for rank in range(processes):
+        numbers = torch.arange(rank, rank + count * processes, processes)
+        times = module.validation_draw({"index": numbers}).times(Stream.TIME).sort().values
+        gaps = torch.diff(times, prepend=torch.zeros(1), append=torch.ones(1))
+        # of rows in order the largest gap of a lattice is about 2 / count
+        assert float(gaps.max()) < 4.5 / count + 1 / 89
