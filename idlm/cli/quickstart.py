@@ -216,7 +216,7 @@ def _write(plan: Plan, results: dict[str, Any], folder: Path, console: Console) 
     say(results["warnings"])
     note = (
         f"judged by {plan.evaluator}; {results['cells'][0]['num_samples']} samples of "
-        f"{plan.length} tokens per point, one seed"
+        f"{plan.length} tokens per point, one seed; bars: 1 standard error"
     )
     picture = plot_frontier(
         results["summary"],

@@ -94,7 +94,8 @@ def summarise(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         One row per setting in order of first appearance: the setting, ``seeds``, ``num_samples``
         per seed, and ``X_mean`` and ``X_sd`` (n - 1; None for a single seed) for each number X. A
-        number that a cell lacks makes its mean None: nothing is left out in silence.
+        number that a cell lacks makes its mean None: nothing is left out in silence. A row of one
+        seed also has ``X_stderr``, the standard error over its samples, where the cell has it.
     """
     rows = []
     for members in by_setting(cells):
@@ -106,6 +107,8 @@ def summarise(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name in NUMBERS:
             values = [cell[name] for cell in members]
             row[f"{name}_mean"], row[f"{name}_sd"] = _mean_sd(values)
+            if len(members) == 1 and f"{name}_stderr" in members[0]:
+                row[f"{name}_stderr"] = members[0][f"{name}_stderr"]
         rows.append(row)
     return rows
 

@@ -43,7 +43,7 @@ def plot_frontier(
     Left: GenPPL against entropy; the teacher's temperature curve of each step count is a line,
     the other models are markers with their steps, held-out text is a star. Lower is better at
     equal entropy. Right: GenPPL against steps at temperature 1. Bars are the standard deviation
-    over seeds.
+    over seeds, or the standard error over the samples of a single seed.
 
     Args:
         summary: rows of :func:`idlm.evaluation.compare.summarise`.
@@ -109,6 +109,7 @@ def _entropy_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row
             line="",
             size=9,
             label=f"{name} (steps beside it)",
+            hollow=number > 0,
         )
         for row in points:
             hot = "" if row["temperature"] == 1.0 else f", T={row['temperature']:g}"
@@ -129,7 +130,15 @@ def _steps_panel(axes: Axes, rows: Sequence[Row], teacher: str, reference: Row |
         points = sorted((r for r in plain if r["label"] == name), key=lambda r: r["steps"])
         if points:
             _points(
-                axes, points, "steps", colour=colour, marker=marker, line="-", size=7, label=name
+                axes,
+                points,
+                "steps",
+                colour=colour,
+                marker=marker,
+                line="-",
+                size=7,
+                label=name,
+                hollow=name in _others(rows, teacher)[1:],
             )
     if reference is not None and reference["gen_ppl"] is not None:
         axes.axhline(reference["gen_ppl"], linestyle="--", color="black", label="held-out text")
@@ -151,11 +160,12 @@ def _points(
     line: str,
     size: float,
     label: str,
+    hollow: bool = False,
 ) -> None:
-    """Means with bars of one standard deviation over seeds, where there are several."""
+    """Means with bars: one standard deviation over seeds, or of one seed the standard error."""
 
     def bars(name: str) -> list[float]:
-        return [row.get(f"{name}_sd") or 0.0 for row in rows]
+        return [row.get(f"{name}_sd") or row.get(f"{name}_stderr") or 0.0 for row in rows]
 
     axes.errorbar(
         [row[x] for row in rows],
@@ -169,6 +179,9 @@ def _points(
         linewidth=1.5,
         elinewidth=1,
         capsize=2,
+        # open shapes: a point behind another one can be seen through it
+        markerfacecolor="none" if hollow else colour,
+        markeredgewidth=2 if hollow else 1,
         label=label,
         zorder=4 if line == "" else 3,
     )
@@ -265,7 +278,8 @@ def _draw(results: str, output: str) -> Path:
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     note = (
         f"judged by {protocol['evaluator']}; {protocol['num_samples']} samples of "
-        f"{protocol['length']} tokens per seed, {seeds} seeds; bars: 1 sd"
+        f"{protocol['length']} tokens per seed, {seeds} seeds; bars: 1 sd over seeds, "
+        "of one seed 1 standard error"
     )
     return plot_frontier(
         summary, output, teacher=protocol["teacher"], reference=reference, note=note

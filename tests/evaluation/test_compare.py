@@ -73,6 +73,14 @@ def test_a_single_seed_has_no_sd_and_a_missing_number_has_no_mean():
     assert summarise([cell(seed=0), cell(seed=1, gen_ppl=None)])[0]["gen_ppl_mean"] is None
 
 
+def test_a_single_seed_brings_the_standard_error_over_its_samples():
+    one, *_ = summarise([cell(gen_ppl_stderr=3.0)])
+    two, *_ = summarise([cell(gen_ppl_stderr=3.0), cell(seed=1, gen_ppl_stderr=4.0)])
+    assert one["gen_ppl_stderr"] == 3.0
+    assert "entropy_stderr" not in one  # the cell has none
+    assert "gen_ppl_stderr" not in two
+
+
 def test_every_student_row_meets_every_step_count_of_the_teacher():
     teacher = [
         cell(steps=n, temperature=t, gen_ppl=p * f, entropy=e)

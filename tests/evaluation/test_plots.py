@@ -80,6 +80,19 @@ def test_the_picture_shows_every_curve_and_every_model(tmp_path, axes):
     assert {"8", "16", "T=1", "T=0.9"} <= {text.get_text() for text in left.texts}
 
 
+def test_bars_are_the_sd_over_seeds_or_the_standard_error_of_one_seed(tmp_path, axes):
+    alone = row("student", 16, 4.42, 200.0, sd=None) | {"gen_ppl_stderr": 7.0, "seeds": [0]}
+    plots.plot_frontier(
+        [row("teacher", 16, 4.44, 252, sd=0.01), alone], tmp_path / "f.png", teacher="teacher"
+    )
+    half = {}
+    for drawn in axes[1].containers:
+        *_, (bars,) = drawn
+        (low, high), *_ = (segment[:, 1] for segment in bars.get_segments())
+        half[drawn.get_label()] = (high - low) / 2
+    assert half == {"teacher": pytest.approx(2.52), "student": pytest.approx(7.0)}
+
+
 def test_held_out_text_far_away_goes_to_the_edge_with_its_numbers(tmp_path, axes):
     plots.plot_frontier(
         SUMMARY, tmp_path / "f.png", teacher="teacher", reference={"gen_ppl": 21.8, "entropy": 4.12}
