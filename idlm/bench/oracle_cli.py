@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.bench import shared
-from idlm.bench.shared import ALL, Record
+from idlm.bench import pool, shared, store
+from idlm.bench.shared import ALL
+from idlm.bench.store import Record
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def _run_missing(wanted: list[Cell], plan: Plan, output: Path, jobs: int) -> Non
     folder = shared.beside(output, ".teachers")
     for number, (cell, found) in enumerate(_run(missing, plan, folder, jobs), start=1):
         # another run may have added its own in the meantime
-        with shared.merging(output):
+        with store.merging(output):
             records = [r for r in _read(output) if not oracle_run.matches(r, cell, plan)] + found
-            shared.write_records(output, sorted(records, key=oracle_run.order))
+            store.write_records(output, sorted(records, key=oracle_run.order))
         far = ", ".join(f"{r['cross_entropy']:.2f}" for r in found)
         print(
             f"{number}/{len(missing)}  {cell.method}, latent {found[0]['latent']}, seed "
@@ -129,7 +130,7 @@ def _run(
     cells: list[Cell], plan: Plan, folder: Path, jobs: int
 ) -> Iterator[tuple[Cell, list[Record]]]:
     """Cells and their records, as they are done."""
-    return shared.as_done(partial(_one, plan=plan, folder=folder), _stages(cells), jobs)
+    return pool.as_done(partial(_one, plan=plan, folder=folder), _stages(cells), jobs)
 
 
 def _one(cell: Cell, plan: Plan, folder: Path) -> Iterator[list[Record]]:
@@ -155,4 +156,4 @@ def _of_plan(path: Path, plan: Plan) -> list[Record]:
 
 
 def _read(path: Path) -> list[Record]:
-    return shared.read_records(path, "oracle's", _KEYS)
+    return store.read_records(path, "oracle's", _KEYS)

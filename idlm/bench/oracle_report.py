@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from idlm.bench.shared import Record, markdown_table, save_png, wide_console
+from idlm.bench.shared import markdown_table, save_png, wide_console
+from idlm.bench.store import Record
 
 Line = tuple[str, str, int]  # method, process and latent
 # one for each method: with more lines than colours, matplotlib would begin again

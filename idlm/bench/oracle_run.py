@@ -27,7 +27,7 @@ from idlm.bench.oracle_train import (
     module_settings,
     obtain_teacher,
 )
-from idlm.bench.shared import Record, as_json, student_record
+from idlm.bench.store import Record, as_json, student_record
 from idlm.errors import UserError
 from idlm.models import DiffusionLM
 from idlm.processes import Absorbing, Uniform

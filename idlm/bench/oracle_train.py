@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from idlm.bench.oracle import oracle_language
 from idlm.bench.oracle_methods import Method, settings_of
-from idlm.bench.shared import as_json, quiet
+from idlm.bench.pool import quiet
+from idlm.bench.store import as_json
 from idlm.metrics.report import write_json
 from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load
 from idlm.objectives.base import Draw

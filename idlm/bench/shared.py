@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import logging
-import multiprocessing
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
-from idlm.locks import awaited, lock_beside
-from idlm.samples import replace_bytes, replace_file
+from idlm.samples import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-    from idlm.objectives.base import DistillationObjective
-
-Record = dict[str, Any]
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 ALL = "all"
 # processes or threads: what is beyond is a slip of the keyboard, and would stall the machine
@@ -40,12 +27,6 @@ _PLAIN_WIDTH = 150
 # Settings of every student. A first momentum of 0 is what GANs use: a student and a fake model with
 # momentum chase each other.
 SETTINGS: dict[str, Any] = {"betas": (0.0, 0.99), "warmup": 20, "decay": "linear"}
-# settings of the distillation module that a record states
-_RECORDED = (
-    *("max_student_updates", "micro_batch_size", "lr", "fake_lr", "betas", "weight_decay"),
-    *("adam_eps", "warmup", "decay", "clip", "ema_decay", "dropout"),
-    *("latent_global", "latent_position", "latent_init"),
-)
 
 
 def rounds(updates: int, count: int) -> int:
@@ -169,100 +150,6 @@ def check_request(seeds: Sequence[int], latent: int | None, *, every: bool) -> N
         )
 
 
-def read_records(path: Path, whose: str, keys: Mapping[str, Any]) -> list[Record]:
-    """The records of a file; none if there is no file.
-
-    Args:
-        path: the JSON.
-        whose: name of the bench as an owner, for the message: ``oracle's``.
-        keys: what a record must have, and the type of each.
-
-    Raises:
-        UserError: if it cannot be read, or holds something else.
-    """
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--json {path} cannot be read ({error}); name another file") from error
-    fits = isinstance(found, list) and all(
-        isinstance(record, dict)
-        and all(isinstance(record.get(key), kind) for key, kind in keys.items())
-        for record in found
-    )
-    if not fits:
-        raise UserError(f"--json {path} is no list of the {whose} records; name another file")
-    return found
-
-
-def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Write records, each on a line.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    replace_file(path, [f"[\n{lines}\n]\n"])
-
-
-@contextmanager
-def merging(path: Path) -> Iterator[None]:
-    """Read the file, change it and write it, while no other run does; who comes second waits.
-
-    Raises:
-        UserError: if the folder cannot be written.
-    """
-    if path.exists() and not path.is_file():  # a device keeps nothing
-        yield
-        return
-    with awaited(lock_beside(path), subject=str(path)):
-        yield
-
-
-def as_json(value: Any) -> Any:
-    """A value as JSON gives it back: lists for tuples."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def objective_record(objective: DistillationObjective) -> Record:
-    """Name and arguments of an objective that has not been run, for JSON.
-
-    Returns:
-        Its class under ``name``, and its public attributes that JSON has a form for; a dataclass is
-        an object.
-    """
-    kept: Record = {"name": type(objective).__name__}
-    for name, value in vars(objective).items():
-        # what a run changes is no setting
-        if name.startswith("_") or name in objective.state_dict():
-            continue
-        value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        with contextlib.suppress(TypeError):
-            kept[name] = as_json(value)
-    return kept
-
-
-def student_record(objective: DistillationObjective, settings: Mapping[str, Any]) -> Record:
-    """How a student is trained, for JSON.
-
-    Args:
-        objective: of the training.
-        settings: arguments of the distillation module; its defaults are added.
-    """
-    from idlm.training.distil import DistillationModule
-
-    module = DistillationModule.from_networks(None, objective, **settings)
-    chosen: Record = {name: as_json(module.hparams[name]) for name in _RECORDED}
-    return {
-        "updates": chosen.pop("max_student_updates"),
-        "batch": chosen.pop("micro_batch_size"),
-        "fake_per_student": module.fake_per_student,
-        **chosen,
-        "objective": objective_record(objective),
-    }
-
-
 def save_png(figure: Figure, path: Path) -> Path:
     """Draw a figure; the file appears under its name only when complete.
 
@@ -296,92 +183,3 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def as_done(
-    run: Callable[[Task], Iterable[Result]], stages: Sequence[Sequence[Task]], jobs: int
-) -> Iterator[tuple[Task, Result]]:
-    """Tasks and what comes of them, as it comes, or of a task in another process when it ends.
-
-    A task that fails ends the rest: no further one is begun, and its error is raised when those
-    that were begun have ended, so that nothing that is done is lost.
-
-    Args:
-        run: does a task and gives its results one by one; picklable, if there are several jobs.
-        stages: tasks; none is begun before all of the stage before are done.
-        jobs: number of processes; a single one is this one.
-
-    Raises:
-        Exception: of the first task that failed.
-    """
-    if jobs == 1 or sum(map(len, stages)) < 2:
-        one_core()  # so that the numbers are those of any number of jobs
-        for stage in stages:
-            for task in stage:
-                for result in run(task):
-                    yield task, result
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_core) as pool:
-        try:
-            for stage in stages:
-                futures = {pool.submit(_attempt, run, task): task for task in stage}
-                failed: BaseException | None = None
-                for future in as_completed(futures):
-                    if future.cancelled():
-                        continue
-                    error = future.exception()
-                    results = future.result() if error is None else getattr(error, "results", [])
-                    for result in results:
-                        yield futures[future], result
-                    if error is not None and failed is None:
-                        failed = error
-                        for other in futures:
-                            other.cancel()
-                if isinstance(failed, _StoppedError):
-                    raise failed.error from failed.__cause__  # the other process's traceback
-                if failed is not None:
-                    raise failed
-        finally:
-            # after an error, or where no more is asked for, the rest would be done in vain
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _StoppedError(Exception):
-    """A task in another process failed; what it had done comes along."""
-
-    def __init__(self, error: Exception, results: list[Any]) -> None:
-        super().__init__(error, results)
-        self.error, self.results = error, results
-
-
-def _attempt(run: Callable[[Task], Iterable[Result]], task: Task) -> list[Result]:
-    """All results of a task."""
-    results: list[Result] = []
-    try:
-        for result in run(task):
-            results.append(result)  # one by one: those before an error are kept
-    except Exception as error:
-        raise _StoppedError(error, results) from error
-    return results
-
-
-def one_core() -> None:
-    """Networks this small are slower on several threads, and numbers depend on their count."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's remarks about devices and workers are of no use here; its errors are."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.bench import shared
-from idlm.bench.shared import ALL, Record
+from idlm.bench import shared, store
+from idlm.bench.shared import ALL
+from idlm.bench.store import Record
 from idlm.cli.shared import check_writable
 from idlm.errors import UserError
 
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--threads is {threads}; it must be at least 1")
     if threads > shared.MOST_PROCESSES:
         raise UserError(f"--threads is {threads}; it must be at most {shared.MOST_PROCESSES}")
-    shared.read_records(output, "speed bench's", _KEYS)
+    store.read_records(output, "speed bench's", _KEYS)
 
     from idlm.bench.speed_report import markdown, print_table
     from idlm.samples import replace_file
@@ -80,11 +81,11 @@ def run(options: argparse.Namespace) -> None:
     wanted = _CASES if options.case == ALL else (options.case,)
     for record in _measured(wanted, device, threads, quick=options.quick):
         key = _key(record)
-        others = shared.read_records(output, "speed bench's", _KEYS)
+        others = store.read_records(output, "speed bench's", _KEYS)
         kept = [other for other in others if _key(other) != key]
-        shared.write_records(output, sorted([*kept, record], key=_order))
+        store.write_records(output, sorted([*kept, record], key=_order))
         print(f"{record['case']}: {_short(record)}", file=sys.stderr)
-    records = shared.read_records(output, "speed bench's", _KEYS)
+    records = store.read_records(output, "speed bench's", _KEYS)
     print_table(records)
     replace_file(table, [markdown(records)])
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from idlm.bench.shared import Record
 from idlm.bench.speed_run import LossCase, Setting, peak
+from idlm.bench.store import Record
 from idlm.training.loop import average_weights
 
 GIGABYTES = (24, 80)

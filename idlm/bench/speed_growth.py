@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
-from idlm.bench.shared import Record
 from idlm.bench.speed_run import LossCase, SamplerCase
+from idlm.bench.store import Record
 
 
 @dataclass(frozen=True)

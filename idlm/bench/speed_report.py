@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from idlm.bench.shared import Record, markdown_table, wide_console
+from idlm.bench.shared import markdown_table, wide_console
+from idlm.bench.store import Record
 
 _TITLES = {
     "sampler": "Sampling, against as many bare backbone passes and a plain sampler",

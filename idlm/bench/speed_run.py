@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import idlm
-from idlm.bench.shared import Record
 from idlm.bench.speed_plain import plain_losses, plain_sample
+from idlm.bench.store import Record
 from idlm.models import DiffusionConfig, DiffusionLM
 from idlm.objectives import DMMD, IDLM, Draw, IDLMDuo, Networks
 from idlm.objectives.base import LossSum

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.bench import shared
-from idlm.bench.shared import ALL, Record
+from idlm.bench import shared, store
+from idlm.bench.shared import ALL
+from idlm.bench.store import Record
 from idlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,11 +88,11 @@ def _run_missing(wanted: list[Cell], plan: Plan, counts: Counts, output: Path, j
     ]
     for number, (cell, (found, first)) in enumerate(toy_run.run(missing, plan, jobs), start=1):
         # another run may have added its own in the meantime
-        with shared.merging(output):
+        with store.merging(output):
             others = [r for r in _read(output) if toy_run.key_of(r) != cell.key(plan)]
             # counts first: with the records there, a cell broken off here would pass for done
             counts.add(cell, plan, first)
-            shared.write_records(output, sorted(others + found, key=_order))
+            store.write_records(output, sorted(others + found, key=_order))
         far = ", ".join(f"{r['tv']:.3f}" for r in found)
         print(
             f"{number}/{len(missing)}  {cell.dataset}, {cell.method} ({cell.process}), latent "
@@ -176,7 +177,7 @@ def _of_plan(path: Path, plan: Plan) -> list[Record]:
 def _read(path: Path) -> list[Record]:
     from idlm.bench.toy_run import plan_of
 
-    records = shared.read_records(path, "toys'", _KEYS)
+    records = store.read_records(path, "toys'", _KEYS)
     try:
         for record in records:
             plan_of(record)

@@ -12,11 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from idlm.bench import toys
-from idlm.bench.shared import Record, replace_bytes, save_png
+from idlm.bench.shared import save_png
+from idlm.bench.store import Record
 from idlm.bench.toy_methods import METHODS, PROCESSES, TEACHER
 from idlm.bench.toy_report import departures, summarise
 from idlm.bench.toy_run import Cell, Plan, cell_of
 from idlm.errors import UserError
+from idlm.samples import replace_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

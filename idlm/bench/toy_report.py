@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from idlm.bench.shared import Record, markdown_table, wide_console
+from idlm.bench.shared import markdown_table, wide_console
+from idlm.bench.store import Record
 from idlm.bench.toy_methods import METHODS, TEACHER_STEPS
 
 Measure = Literal["tv", "js"]

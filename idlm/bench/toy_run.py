@@ -11,7 +11,8 @@ from torch import Tensor
 
 from idlm.bench import toys
 from idlm.bench.divergence import floor_js, floor_tv, jensen_shannon, total_variation
-from idlm.bench.shared import Record, as_done, as_json, student_record
+from idlm.bench.pool import as_done
+from idlm.bench.store import Record, as_json, student_record
 from idlm.bench.toy_methods import (
     METHODS,
     PROCESSES,

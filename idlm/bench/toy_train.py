@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import idlm
-from idlm.bench.shared import quiet
+from idlm.bench.pool import quiet
 from idlm.bench.toy_methods import Method, settings_of
 from idlm.bench.toy_networks import FastDraw, tiny
 from idlm.bench.toys import Toy, load

@@ -71,7 +71,7 @@ def make_report(
 
 
 def _picture(path: Path, data: bytes) -> Path:
-    from idlm.bench.shared import replace_bytes
+    from idlm.samples import replace_bytes
 
     return replace_bytes(path, lambda file: file.write(data))
 

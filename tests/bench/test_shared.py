@@ -14,8 +14,10 @@ from typing import IO, Any
 import pytest
 from matplotlib.figure import Figure
 
-from idlm.bench import shared
-from idlm.bench.shared import as_done, objective_record, outputs, save_png, student_record
+from idlm.bench import shared, store
+from idlm.bench.pool import as_done
+from idlm.bench.shared import outputs, save_png
+from idlm.bench.store import objective_record, student_record
 from idlm.cli.bench import run
 from idlm.cli.shared import Parser
 from idlm.errors import UserError
@@ -141,7 +143,7 @@ def test_an_objectives_record_is_its_name_and_its_arguments() -> None:
 def test_a_students_record_has_the_defaults_and_is_what_json_gives_back() -> None:
     found = student_record(DMMD(), {"betas": (0.0, 0.9), "max_student_updates": 7})
     assert (found["updates"], found["betas"], found["clip"]) == (7, [0.0, 0.9], 1.0)
-    assert shared.as_json(found) == found
+    assert store.as_json(found) == found
 
 
 def test_two_runs_that_add_to_one_file_at_once_lose_no_record(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_two_runs_that_add_to_one_file_at_once_lose_no_record(tmp_path: Path) ->
         run_.start()
     for run_ in runs:
         run_.join(60)
-    found = shared.read_records(path, "test's", {"run": int, "number": int})
+    found = store.read_records(path, "test's", {"run": int, "number": int})
     assert sorted((r["run"], r["number"]) for r in found) == [
         (name, number) for name in range(4) for number in range(25)
     ]
@@ -162,9 +164,9 @@ def test_two_runs_that_add_to_one_file_at_once_lose_no_record(tmp_path: Path) ->
 
 def _add(path: Path, name: int) -> None:
     for number in range(25):
-        with shared.merging(path):
-            others = shared.read_records(path, "test's", {"run": int, "number": int})
-            shared.write_records(path, [*others, {"run": name, "number": number}])
+        with store.merging(path):
+            others = store.read_records(path, "test's", {"run": int, "number": int})
+            store.write_records(path, [*others, {"run": name, "number": number}])
 
 
 @pytest.mark.parametrize(
@@ -183,15 +185,15 @@ def test_a_bench_adds_its_records_while_no_other_run_does(
         yield
         entered.append(path)
 
-    monkeypatch.setattr(shared, "merging", merging)
+    monkeypatch.setattr(store, "merging", merging)
     writes: list[int] = []
-    real = shared.write_records
+    real = store.write_records
 
     def write(path: Path, records: Any) -> None:
         writes.append(len(entered) % 2)
         real(path, records)
 
-    monkeypatch.setattr(shared, "write_records", write)
+    monkeypatch.setattr(store, "write_records", write)
     out = tmp_path / "o.json"
     run([*asked, "--quick", "--jobs", "1", "--json", str(out)])
     assert writes, "nothing was written"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from idlm.bench import shared, toy_cli, toy_figure, toy_methods, toy_run, toys
+from idlm.bench import store, toy_cli, toy_figure, toy_methods, toy_run, toys
 from idlm.bench.toy_figure import _PANEL, _TITLES, Counts, _bands, save_figure, shown
 from idlm.bench.toy_methods import METHODS, TEACHER
 from idlm.bench.toy_report import departures, markdown, summarise
@@ -168,7 +168,7 @@ def test_settings_are_those_of_the_training() -> None:
     assert (found["updates"], found["latent_global"]) == (QUICK.student_updates("idlm", 5), 5)
     assert (found["batch"], found["latent_init"]) == (method.batch, method.latent_init)
     expected = {**toy_methods.SETTINGS, **method.settings}
-    assert {key: found[key] for key in expected} == shared.as_json(expected)
+    assert {key: found[key] for key in expected} == store.as_json(expected)
     assert found["teacher"]["updates"] == QUICK.teacher_updates("absorbing")
     (teacher, *_) = cells(["circles"], [TEACHER], [0])
     assert settings_record(teacher, QUICK) == found["teacher"]
