@@ -18,7 +18,8 @@ from idlm.errors import UserError
 
 if TYPE_CHECKING:
     from idlm.bench.speed_fit import FitCase
-    from idlm.bench.speed_run import LossCase, SamplerCase, Setting
+    from idlm.bench.speed_measure import Setting
+    from idlm.bench.speed_run import LossCase, SamplerCase
 
 _CASES = ("sampler", "losses", "fit", "growth", "startup")
 # what answers without any work, and what is refused

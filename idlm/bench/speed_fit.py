@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from idlm.bench.speed_run import LossCase, Setting, peak
+from idlm.bench.speed_measure import Setting, peak
+from idlm.bench.speed_run import LossCase
 from idlm.bench.store import Record
 from idlm.training.loop import average_weights
 

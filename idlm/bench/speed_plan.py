@@ -7,7 +7,8 @@ from typing import Any
 
 from idlm.bench.speed_fit import FitCase
 from idlm.bench.speed_growth import GrowthCase
-from idlm.bench.speed_run import LossCase, Network, SamplerCase, Setting
+from idlm.bench.speed_measure import Setting
+from idlm.bench.speed_run import LossCase, Network, SamplerCase
 
 # the published vocabulary: GPT-2's 50,257 tokens and the mask
 _SMALL, _MIDDLE, _PUBLISHED = Network(4, 128), Network(8, 256), Network(12, 768)

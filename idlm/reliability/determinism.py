@@ -35,7 +35,7 @@ def twice(folder: Path, *, updates: int, threads: int = 1) -> dict[str, Any]:
     """
     import torch
 
-    from idlm.reliability.kills import same
+    from idlm.reliability.compare import same
 
     tiny = make_tiny(folder / "tiny")
     runs = [folder / "first", folder / "second"]

@@ -8,7 +8,6 @@ gradient norm that any of the lives logged must be that run's, to the last digit
 
 from __future__ import annotations
 
-import csv
 import itertools
 import multiprocessing
 import os
@@ -24,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from idlm.errors import UserError
+from idlm.reliability.compare import Losses, losses, same_end
 from idlm.reliability.record import record, told
 from idlm.reliability.tiny import Tiny, make_tiny
 
-PER_STUDENT = 2  # updates of the fake model before each of the student, as the tiny run has it
 _ENDLESS = 100_000
 _END = "end"  # the life that ends by itself, and its log
 _HALT = 0.02  # seconds until a process that is halted has come to rest
 _PATIENCE = 120.0  # seconds without the moment coming: the run itself has failed
-
-Losses = dict[tuple[int, int], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def disturb(folder: Path, *, moments: int, seed: int = 0, hidden: int = 32) -> d
     last = _compared(Moment(_END, until, 0.0, False), killed / "logs" / _END, expected)
     every = [*compared, last]
     different = sum(life.different for life in every)
-    same_end = _same_end(killed, straight)
+    ended_alike = same_end(killed, straight)
     return {
         "moments": moments,
         "seed": seed,
@@ -104,30 +101,11 @@ def disturb(folder: Path, *, moments: int, seed: int = 0, hidden: int = 32) -> d
         "losses_compared": sum(life.equal + life.different for life in every),
         "losses_different": different,
         "most_updates_made_again": _made_again(every),
-        "final_state_and_export_equal": same_end,
-        "equal": different == 0 and same_end and last.equal > 0,
+        "final_state_and_export_equal": ended_alike,
+        "equal": different == 0 and ended_alike and last.equal > 0,
         "seconds": round(time.monotonic() - started, 1),
         "lives": [asdict(life) for life in every],
     }
-
-
-def losses(log: Path) -> Losses:
-    """What each update logged about itself: (fake updates, student updates) to names and digits.
-
-    Args:
-        log: folder of one life's log; without one nothing was logged.
-    """
-    found: Losses = {}
-    path = log / "metrics.csv"
-    whole, newline, _ = (path.read_text() if path.exists() else "").rpartition("\n")
-    # what stands behind the last newline was being written when the process was killed
-    for row in csv.DictReader((whole + newline).splitlines()):
-        if row.get("student_updates") and None not in row.values():
-            fake, student = int(float(row["fake_updates"])), int(float(row["student_updates"]))
-            # the last value of the other network stands beside it
-            own = "student" if fake == PER_STUDENT * student else "fake"
-            found[fake, student] = {k: v for k, v in row.items() if k.startswith(f"train/{own}_")}
-    return found
 
 
 def _kill_once(tiny: Tiny, folder: Path, rng: random.Random, number: int) -> Moment:
@@ -240,32 +218,6 @@ def _made_again(lives: list[Moment]) -> int:
     """The most updates that a life had made and the next one made again."""
     spans = [(life.first, life.last) for life in lives if life.first and life.last]
     return max((a[1] - b[0] + 1 for a, b in itertools.pairwise(spans)), default=0)
-
-
-def _same_end(killed: Path, straight: Path) -> bool:
-    import torch
-
-    a, b = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        for folder in (killed, straight)
-    )
-    keys = ["state_dict", "optimizer_states", "lr_schedulers", "global_step", "PackedDataModule"]
-    keys += ["student_updates", "fake_updates"]
-    exported = [
-        (folder / "export" / "model.safetensors").read_bytes() for folder in (killed, straight)
-    ]
-    return all(same(a[key], b[key]) for key in keys) and exported[0] == exported[1]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality of nested containers of tensors, bit by bit."""
-    import torch
-
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

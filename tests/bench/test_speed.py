@@ -17,19 +17,11 @@ from torch import Tensor, nn
 from idlm.bench import speed_cli, speed_run
 from idlm.bench.speed_fit import FitCase, fits, largest
 from idlm.bench.speed_growth import GrowthCase, exponent, growth_record
+from idlm.bench.speed_measure import Setting, median_ratio, peak, take_turns
 from idlm.bench.speed_plain import plain_sample
 from idlm.bench.speed_plan import plan
 from idlm.bench.speed_report import markdown
-from idlm.bench.speed_run import (
-    LossCase,
-    Network,
-    SamplerCase,
-    Setting,
-    median_ratio,
-    peak,
-    startup,
-    take_turns,
-)
+from idlm.bench.speed_run import LossCase, Network, SamplerCase, startup
 from idlm.cli.bench import run
 from idlm.errors import UserError
 from idlm.objectives import chunks

@@ -10,8 +10,8 @@ import pytest
 from idlm.cli.main import main
 from idlm.errors import UserError
 from idlm.reliability import endurance
+from idlm.reliability.compare import same
 from idlm.reliability.endurance import Gauge, gauge, growth, is_flat
-from idlm.reliability.kills import same
 from idlm.reliability.record import record
 from idlm.reliability.tiny import make_tiny
 

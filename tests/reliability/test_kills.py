@@ -10,7 +10,7 @@ import torch
 
 from idlm.errors import UserError
 from idlm.paths import repo_dir
-from idlm.reliability import kills
+from idlm.reliability import compare, kills
 from idlm.reliability.kills import Moment
 from idlm.reliability.tiny import Tiny, make_tiny
 
@@ -62,7 +62,7 @@ def log(folder: Path, rows: list[tuple[int, int, str]], end: str = "\n") -> Path
 def test_a_loss_that_differs_in_its_last_digit_is_counted(tmp_path: Path) -> None:
     straight = log(tmp_path / "straight", [(1, 0, "0.5"), (2, 0, "0.25"), (2, 1, "0.125")])
     life = log(tmp_path / "life", [(1, 0, "0.5"), (2, 0, "0.2500001")])
-    moment = kills._compared(Moment("update", 2, 0.0, False), life, kills.losses(straight))
+    moment = kills._compared(Moment("update", 2, 0.0, False), life, compare.losses(straight))
     assert (moment.equal, moment.different, moment.first, moment.last) == (1, 1, 1, 2)
 
 
@@ -71,17 +71,17 @@ def test_a_line_that_was_being_written_when_the_process_was_killed_is_no_loss(
 ) -> None:
     whole = log(tmp_path / "whole", [(1, 0, "0.5"), (2, 0, "0.25")])
     cut = log(tmp_path / "cut", [(1, 0, "0.5"), (2, 0, "0.2")], end="")
-    assert kills.losses(cut) == {(1, 0): {"train/fake_loss": "0.5"}}
-    assert len(kills.losses(whole)) == 2
-    assert kills.losses(tmp_path / "none") == {}
+    assert compare.losses(cut) == {(1, 0): {"train/fake_loss": "0.5"}}
+    assert len(compare.losses(whole)) == 2
+    assert compare.losses(tmp_path / "none") == {}
 
 
 def test_states_that_differ_in_one_bit_are_not_the_same() -> None:
     state = {"a": [torch.tensor([1.0, 2.0])], "b": 3}
     other = {"a": [torch.tensor([1.0, 2.0])], "b": 3}
-    assert kills.same(state, other)
+    assert compare.same(state, other)
     other["a"][0][1] = torch.nextafter(torch.tensor(2.0), torch.tensor(3.0))  # type: ignore[index]
-    assert not kills.same(state, other)
+    assert not compare.same(state, other)
 
 
 def test_a_folder_in_use_and_a_senseless_number_are_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 from idlm.cli.main import main
 from idlm.errors import UserError
 from idlm.models.archive import Archive
-from idlm.reliability.kills import losses
+from idlm.reliability.compare import losses
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training.checkpoint_io import CheckedCheckpointIO, damage, previous_of
 from idlm.training.checkpoints import best_checkpoint

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from idlm.cli.main import main
 from idlm.errors import UserError
 from idlm.locks import alone_in
-from idlm.reliability.kills import losses
+from idlm.reliability.compare import losses
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
 from idlm.training.checkpoint_io import CheckedCheckpointIO

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from idlm.cli.main import main
 from idlm.objectives import IDLM, LossSum
-from idlm.reliability.kills import same
+from idlm.reliability.compare import same
 from idlm.reliability.tiny import make_tiny
 from idlm.training import DistillationModule
 from idlm.training.evaluator import EvaluatorModule

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from idlm.cli.main import main
-from idlm.reliability.kills import losses, same
+from idlm.reliability.compare import losses, same
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
 

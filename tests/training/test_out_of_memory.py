@@ -12,7 +12,7 @@ import torch
 
 from idlm.cli.main import main
 from idlm.data import loaders
-from idlm.reliability.kills import losses
+from idlm.reliability.compare import losses
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
 

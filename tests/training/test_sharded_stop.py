@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from idlm.cli.main import main
-from idlm.reliability.kills import losses, same
+from idlm.reliability.compare import losses, same
 from idlm.reliability.tiny import make_tiny
 from idlm.training import DistillationModule
 from idlm.training.checkpoint_io import damage

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from idlm.cli.main import main
 from idlm.paths import repo_dir
-from idlm.reliability.kills import losses, same
+from idlm.reliability.compare import losses, same
 from idlm.reliability.tiny import Tiny, make_tiny
 from idlm.training import DistillationModule
 
