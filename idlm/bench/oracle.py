@@ -11,7 +11,8 @@ An endless text is read up to L tokens. Word order is local, and three rules rea
 Within a class a word depends on the word before it. The state of the source is a function of the
 tokens read so far (it is *unifilar*), so the likelihood is a product along one path, and the
 entropy of L tokens a sum over the distribution of states, without sampling. The state that follows
-is defined after impossible tokens too, so that rules that are broken can be counted.
+is defined after impossible tokens too, so that rules that are broken can be counted. The file is
+long because rules, states and exact quantities make sense only together.
 """
 
 from __future__ import annotations

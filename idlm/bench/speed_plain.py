@@ -3,7 +3,8 @@
 Sampler and losses are written as the formulas stand, in the manner of the published code: the head
 at every position, tables of all of them, and every token the winner of a race of V exponentials. A
 race has the law of our draws. Without one the losses draw our tokens, which makes them the
-reference of the tests: the same values and gradients.
+reference of the tests: the same values and gradients. All of it is in one file, which nothing else
+needs: what is plain is to be read in one go.
 """
 
 from __future__ import annotations

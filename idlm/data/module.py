@@ -1,4 +1,7 @@
-"""The Lightning data module: packed rows in, reproducible batches out."""
+"""The Lightning data module: packed rows in, reproducible batches out.
+
+Long because Lightning wants one object for splits, loaders and resuming; the work is elsewhere.
+"""
 
 from __future__ import annotations
 

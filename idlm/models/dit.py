@@ -1,6 +1,7 @@
 """The diffusion transformer of MDLM and Duo, with the published parameter names and shapes.
 
-Axes: B batch, L length, D hidden_dim, C cond_dim, V vocab_size (methods A.5).
+Axes: B batch, L length, D hidden_dim, C cond_dim, V vocab_size (methods A.5). One file, and so a
+long one: the network is read beside its published namesake, part by part.
 """
 
 from __future__ import annotations

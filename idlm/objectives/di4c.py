@@ -37,6 +37,8 @@ can take a Di4C model for a second round). The uniform process, which the code d
 the same with all positions and with E[x | z] of :func:`~idlm.objectives.alternating_uniform
 .given_state` for p. Losses are sums that the caller divides by the token count, where the code
 takes means over sequences: a constant factor L.
+
+The file is long because the four losses are parts of one sum and share every table.
 """
 
 from __future__ import annotations
