@@ -16,8 +16,8 @@ class Process(ABC):
     """How clean tokens become noise and back.
 
     Built as ``kind(vocab_size, schedule)``; one of your own becomes known by
-    :func:`idlm.processes.register`. The forward process keeps each token with probability alpha_t and otherwise replaces it by a
-    draw from the prior, independently per position (methods 0).
+    :func:`idlm.processes.register`. The forward process keeps each token with probability alpha_t
+    and otherwise replaces it by a draw from the prior, independently per position (methods 0).
 
     Attributes:
         name: how configs and checkpoints call it.
