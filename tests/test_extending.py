@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+import idlm
 from idlm import processes, sampling
 from idlm.cli.main import main
 from idlm.errors import UserError
+from idlm.metrics import NelboPerplexity
+from idlm.models import DiffusionConfig, DiffusionLM
 from idlm.paths import repo_dir
 from idlm.processes import Absorbing, Process, Uniform
 from idlm.schedules import LogLinear
@@ -118,6 +121,48 @@ def test_the_process_of_the_page_has_the_posterior_of_bayes_rule() -> None:
     share = torch.bincount(tokens[0], minlength=3) / 3000
     expected = alpha(t) * eye[0] + (1 - alpha(t)) * law
     torch.testing.assert_close(share.double(), expected, atol=1e-3, rtol=0)
+
+
+def tiny(process: str) -> DiffusionLM:
+    sizes = {"hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2, "model_length": 6}
+    model = DiffusionLM(DiffusionConfig(vocab_size=5, process=process, **sizes))
+    torch.nn.init.normal_(model.backbone.output_layer.linear.weight)
+    return model
+
+
+def test_a_sampler_that_is_given_takes_the_place_of_the_processs() -> None:
+    seen = []
+
+    def own(
+        model: Any, tokens: Any, write: Any, sample: Any, settings: Any, **rest: Any
+    ) -> tuple[Any, int]:
+        seen.append((settings.temperature, sample.tolist()))
+        return torch.where(write, 2, tokens), 3
+
+    out = idlm.generate(
+        tiny("absorbing"), 2, prompt=[1], temperature=0.5, seed=0, first_index=4, sampler=own
+    )
+    assert out.tokens.tolist() == [[1, 2, 2, 2, 2, 2]] * 2
+    assert (out.nfe, seen) == (3, [(0.5, [4, 5])])
+    with pytest.raises(UserError, match="chooses another sampler, but one is given"):
+        idlm.generate(tiny("absorbing"), sampler=own, sampling_dtype="float32")
+    assert len(seen) == 1
+
+
+def test_a_process_of_ones_own_refuses_orders_and_tails_and_has_a_likelihood() -> None:
+    zipf(5)
+    model = tiny("zipf")
+    assert not model.process.has_mask
+    with pytest.raises(UserError, match="the zipf process has no order; leave order out"):
+        idlm.generate(model, order="entropy")
+    with pytest.raises(UserError, match="but the process of this model is 'zipf'; leave tail out"):
+        idlm.generate(model, tail="greedy")
+    metric = NelboPerplexity(model, draws=2, interval="whole")
+    metric.update(torch.randint(0, 5, (4, 6)))
+    found = metric.details()
+    assert found["failed_rows"] == 0
+    # an upper bound of what no model can be below on random tokens, less the luck of 24 of them
+    assert found["nats_per_token"] > 0.8
 
 
 class Named(Absorbing):
