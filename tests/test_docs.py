@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+import idlm.objectives
+from idlm.objectives import DistillationObjective
 from idlm.paths import repo_dir
 
 DOCS = repo_dir() / "docs"
@@ -80,6 +83,34 @@ def test_every_link_of_the_methods_page_leads_to_a_heading_or_a_page() -> None:
         page, _, part = target.partition("#")
         assert (DOCS / page).exists(), target
         assert page or part in headings, target
+
+
+@pytest.mark.parametrize("page", ["extending", "training", "decisions"])
+def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading_in_it(page: str) -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", (DOCS / f"{page}.md").read_text())
+    assert targets
+    for target in targets:
+        name, _, part = target.partition("#")
+        file = (DOCS / name) if name else DOCS / f"{page}.md"
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if part else []
+        assert not part or part in map(anchor, headings), target
+
+
+def test_the_training_page_has_every_objective_with_all_of_its_settings() -> None:
+    table = (DOCS / "training.md").read_text().split("| `idlm.objectives.` |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in table.splitlines()[2:]]
+    documented = {
+        name.strip("`"): re.findall(r"`(\w+)`", settings) for name, _, settings, _ in rows
+    }
+    exported = {name: getattr(idlm.objectives, name) for name in idlm.objectives.__all__}
+    kinds = {
+        name: list(inspect.signature(kind).parameters)
+        for name, kind in exported.items()
+        if inspect.isclass(kind) and issubclass(kind, DistillationObjective) and kind.processes
+    }
+    assert len(kinds) == 11
+    assert documented == kinds
 
 
 def test_the_python_of_the_likelihood_page_runs(capsys: pytest.CaptureFixture[str]) -> None:

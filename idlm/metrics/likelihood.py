@@ -66,7 +66,7 @@ class NelboPerplexity(Metric):
     perplexity inf or nan: left out, it would reward a model that thinks a real token impossible.
 
     Args:
-        model: what :func:`idlm.load` returns, of the absorbing or the uniform process. A generator
+        model: what :func:`idlm.load` returns; its process has the NELBO's integrand. A generator
             gets a fresh epsilon for every row and draw, which is a bound, too, but a loose one.
         draws: how often each row is noised, 2 or more.
         strata: rows that share out the interval of times.
@@ -75,7 +75,7 @@ class NelboPerplexity(Metric):
         batch_size: rows per forward pass; the value does not depend on it.
 
     Raises:
-        UserError: if the process has no NELBO over tokens, or a number is out of range.
+        UserError: if a number is out of range.
     """
 
     full_state_update = False
@@ -98,11 +98,6 @@ class NelboPerplexity(Metric):
     ) -> None:
         super().__init__(**kwargs)
         check_settings(draws=draws, strata=strata, interval=interval, batch_size=batch_size)
-        if model.process.name not in ("absorbing", "uniform"):
-            raise UserError(
-                f"the model's process is {model.process.name!r}; the NELBO over tokens is defined "
-                "for absorbing and uniform"
-            )
         self.draws, self.strata, self.interval = draws, strata, interval
         self.seed, self.batch_size = seed, batch_size
         # not a submodule: the metric's device and dtype are no business of the model's

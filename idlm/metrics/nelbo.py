@@ -26,12 +26,12 @@ def diffusion_nats(
 ) -> Tensor:
     """Integrand of the NELBO at one time for each row, summed over its scored positions.
 
-    MDLM eq. 10 for the absorbing process, UDLM's loss for the uniform one (methods A.4, B.2): the
-    same number as :func:`idlm.objectives.mdlm.masked_nelbo` and its uniform sibling, but for each
-    row, in float64, and with positions that are given and so stay clean.
+    MDLM eq. 10 for the absorbing process, UDLM's loss for the uniform one (methods A.4, B.2),
+    ``nll_per_token`` for any: the same number as :func:`idlm.objectives.mdlm.masked_nelbo` and its
+    siblings, but for each row, in float64, and with positions that are given and so stay clean.
 
     Args:
-        model: a denoiser of the absorbing or the uniform process.
+        model: a denoiser of tokens.
         tokens: clean tokens, int64 ``[B, L]``.
         t: times above 0, ``[B]``; beyond 1 the network is told time 1.
         noise: uniforms in ``[0, 1)`` that decide the corruption, float64 ``[B, L]``.
@@ -68,7 +68,7 @@ def reconstruction_nats(
     denoiser's probabilities in the place of x.
 
     Args:
-        model: a denoiser of the absorbing or the uniform process.
+        model: a denoiser of tokens.
         tokens: clean tokens, int64 ``[B, L]``.
         t: times of z_t, ``[B]``.
         noise: uniforms that decide the corruption, float64 ``[B, L]``.

@@ -150,15 +150,14 @@ def teacher_card(
         data: corpus and packing of the training text.
         averaged: whether the weights are the moving average.
     """
-    uniform = settings.get("process") == "uniform"
-    kind = "Uniform" if uniform else "Masked"
-    nelbo = (
-        "uniform NELBO of UDLM (arXiv 2412.10193)"
-        if uniform
-        else ("masked NELBO of MDLM (arXiv 2406.07524)")
-    )
+    process = str(settings.get("process") or "absorbing")
+    kind = _kind(process)
+    nelbo = {
+        "uniform": "uniform NELBO of UDLM (arXiv 2412.10193)",
+        "absorbing": "masked NELBO of MDLM (arXiv 2406.07524)",
+    }.get(process, f"NELBO of the {process} process")
     intro = (
-        f"# {kind} diffusion language model\n\n"
+        f"# {kind.capitalize()} diffusion language model\n\n"
         f"A teacher trained with the continuous-time {nelbo}.\n"
         f"{_weights(averaged, 'the')}\n\n{_use('steps=64')}"
     )
@@ -169,8 +168,13 @@ def teacher_card(
         "Data": table(data),
         "Training": table({"updates": updates, **settings}),
     }
-    tags = ["uniform-diffusion", "udlm"] if uniform else ["masked-diffusion", "mdlm"]
+    tags = [f"{kind}-diffusion", *{"uniform": ["udlm"], "absorbing": ["mdlm"]}.get(process, [])]
     return Card(_front(tags, settings.get("init")), intro, sections).text()
+
+
+def _kind(process: str) -> str:
+    """What models of a process are called."""
+    return "masked" if process == "absorbing" else process
 
 
 def student_card(
@@ -192,10 +196,10 @@ def student_card(
         metrics: last logged metrics.
         data: corpus and packing of the training text.
         averaged: whether the weights are the moving average.
-        process: of the student, ``absorbing`` or ``uniform``.
+        process: of the student.
     """
     weights = _weights(averaged, "the student's")
-    kind = "uniform" if process == "uniform" else "masked"
+    kind = _kind(process)
     intro = (
         f"# Few-step {kind} diffusion generator\n\n"
         f"Distilled with {objective}. {weights}\n\n"

@@ -37,7 +37,7 @@ class DiffusionConfig(PretrainedConfig):
         n_heads: attention heads; must divide ``hidden_dim``.
         dropout: dropout after attention and MLP.
         time_conditioning: whether the network sees sigma_t (the published MDLM does not).
-        process: ``absorbing`` or ``uniform``.
+        process: ``absorbing``, ``uniform``, or the name of a registered process of your own.
         schedule: ``log-linear`` or ``cosine``.
         schedule_eps: alpha(1) of the schedule.
         latent_global: size of the Gaussian vector that enters through adaLN, 0 for none.

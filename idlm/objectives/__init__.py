@@ -13,6 +13,7 @@ from idlm.objectives.idlm_duo import IDLMDuo
 from idlm.objectives.instant import InstantMomentMatching
 from idlm.objectives.mdlm import masked_nelbo
 from idlm.objectives.moment_matching import MomentMatching
+from idlm.objectives.nelbo import token_nelbo
 from idlm.objectives.regression import gaussian_regression
 from idlm.objectives.sdtt import SDTT
 from idlm.objectives.udlm import uniform_nelbo
@@ -36,5 +37,6 @@ __all__ = [
     "Networks",
     "gaussian_regression",
     "masked_nelbo",
+    "token_nelbo",
     "uniform_nelbo",
 ]

@@ -11,15 +11,12 @@ from torch import Tensor
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
 from idlm.objectives.base import Draw, LossSum
-from idlm.objectives.chunks import over_positions
+from idlm.objectives.nelbo import token_nelbo
 from idlm.processes import Uniform
-from idlm.random import Stream
 
 
 def uniform_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
     """Sum over tokens of :meth:`idlm.processes.Uniform.nll_per_token`, one time per sequence.
-
-    Every position counts, in chunks: no table of ``[B, L, V]`` is held.
 
     Args:
         model: a denoiser of the uniform process.
@@ -38,12 +35,4 @@ def uniform_nelbo(model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
             f"the uniform NELBO is defined for the uniform process, but the model's process is "
             f"{process.name!r}; train a uniform model"
         )
-    t = draw.times(Stream.TIME)
-    z_t = process.corrupt(tokens, t, draw.uniform(tokens.shape[1], stream=Stream.CORRUPT))
-    hidden = model.features(z_t, process.schedule.sigma(t))
-
-    def nelbo(hidden: Tensor, x0: Tensor, z: Tensor) -> tuple[Tensor]:
-        return (process.nll_per_token(process.log_probs(model.head(hidden), z), x0, z, t),)
-
-    (nll,) = over_positions(nelbo, hidden, tokens, z_t, vocab_size=process.vocab_size)
-    return LossSum(nll.sum(), tokens.numel())
+    return token_nelbo(model, tokens, draw)

@@ -17,6 +17,7 @@ class Absorbing(Process):
     """Each token turns into the mask, the last state, with probability 1 - alpha_t."""
 
     name = "absorbing"
+    has_mask = True
 
     def __init__(self, vocab_size: int, schedule: Schedule | None = None) -> None:
         super().__init__(schedule or LogLinear(), vocab_size)

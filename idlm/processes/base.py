@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,17 +15,21 @@ from idlm.schedules import Schedule
 class Process(ABC):
     """How clean tokens become noise and back.
 
-    The forward process keeps each token with probability alpha_t and otherwise replaces it by a
-    draw from the prior, independently per position (methods 0).
+    Built as ``kind(vocab_size, schedule)``; one of your own becomes known by
+    :func:`idlm.processes.register`. The forward process keeps each token with probability alpha_t
+    and otherwise replaces it by a draw from the prior, independently per position (methods 0).
 
     Attributes:
         name: how configs and checkpoints call it.
+        has_mask: whether V counts a mask beside the tokenizer's tokens. A network of a process
+            without one is told the time unless asked otherwise.
         schedule: alpha_t.
         vocab_size: number of states V, the mask included where there is one.
         mask_id: the mask's state; None for a process without.
     """
 
     name: str
+    has_mask: ClassVar[bool] = False
     mask_id: int | None = None
 
     def __init__(self, schedule: Schedule, vocab_size: int) -> None:

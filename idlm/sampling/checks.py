@@ -6,8 +6,16 @@ from numbers import Integral, Real
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.processes import Uniform
-from idlm.sampling.base import ANCESTRAL, FLOAT32, FLOAT64, RANDOM, SAMPLING_DTYPES, TAILS
+from idlm.processes import Absorbing, Uniform
+from idlm.sampling.base import (
+    ANCESTRAL,
+    FLOAT32,
+    FLOAT64,
+    RANDOM,
+    SAMPLING_DTYPES,
+    TAILS,
+    Sampler,
+)
 from idlm.sampling.orders import ORDERS
 from idlm.sampling.registry import sampler_for
 
@@ -34,6 +42,7 @@ def check_request(
     stride: int | None = None,
     first_index: int = 0,
     seed: int | None = None,
+    sampler: Sampler | None = None,
 ) -> None:
     """Refuse numbers that make no sense, or that the model cannot follow.
 
@@ -44,7 +53,13 @@ def check_request(
         raise UserError(
             f"sampling_dtype is {sampling_dtype!r}; choose one of {', '.join(SAMPLING_DTYPES)}"
         )
-    sampler_for(model.process, sampling_dtype)
+    if sampler is None:
+        sampler_for(model.process, sampling_dtype)
+    elif sampling_dtype != FLOAT64:
+        raise UserError(
+            f"sampling_dtype is {sampling_dtype!r}, which chooses another sampler, but one is "
+            "given; leave sampling_dtype or sampler out"
+        )
     for name, value in (("num_samples", num_samples), ("steps", steps), ("length", length)):
         _check_whole(name, value, 1)
     if steps > _MOST_STEPS:
@@ -81,15 +96,23 @@ def check_request(
             f"order is {order!r}, but a float32 race itself decides which positions are revealed; "
             "leave order or sampling_dtype out"
         )
-    if model.process.name == Uniform.name and order != RANDOM:
+    _check_process(model, order, tail)
+
+
+def _check_process(model: DiffusionLM, order: str, tail: str) -> None:
+    """Refuse an order or a tail that the model's process has no use for."""
+    name, masked = model.process.name, isinstance(model.process, Absorbing)
+    if order != RANDOM and not masked:
+        why = "redraws every position in every step, so that none comes first"
         raise UserError(
-            f"order is {order!r}, but the uniform process redraws every position in every step, "
-            "so that none comes first; leave order out"
+            f"order is {order!r}, but the {name} process "
+            f"{why if name == Uniform.name else 'has no order'}; leave order out"
         )
-    if model.process.name != Uniform.name and tail != ANCESTRAL:
+    if tail != ANCESTRAL and name != Uniform.name:
+        why = f"a token that the {name} process has revealed is final"
         raise UserError(
-            f"tail is {tail!r}, which is for the uniform process, but a token that the "
-            f"{model.process.name} process has revealed is final; leave tail out"
+            f"tail is {tail!r}, which is for the uniform process, but "
+            f"{why if masked else f'the process of this model is {name!r}'}; leave tail out"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idlm.errors import UserError
 from idlm.models.modeling import DiffusionLM
-from idlm.sampling.base import ANCESTRAL, FLOAT64, RANDOM, Callback, Settings, StepState
+from idlm.sampling.base import ANCESTRAL, FLOAT64, RANDOM, Callback, Sampler, Settings, StepState
 from idlm.sampling.checks import check_request
 from idlm.sampling.registry import sampler_for
 from idlm.sampling.requests import Canvas, make_canvas, stop_ids
@@ -72,6 +72,7 @@ def generate(
     callback: Callback | None = None,
     probabilities: bool = False,
     sampling_dtype: str = FLOAT64,
+    sampler: Sampler | None = None,
 ) -> GenerationOutput:
     """Generate token sequences, with float64 categorical draws unless told otherwise.
 
@@ -109,6 +110,8 @@ def generate(
         probabilities: whether the states hold the distributions that tokens were drawn from.
         sampling_dtype: "float64", exact; or "float32", the truncated races of several published
             codes, to measure what they do (see :mod:`idlm.sampling.float32`).
+        sampler: one of your own in place of the process's. Which of the settings it heeds is its
+            own affair; what the process has no use for is still refused.
 
     Raises:
         UserError: for a request outside what the model can do.
@@ -128,6 +131,7 @@ def generate(
         stride=stride,
         first_index=first_index,
         seed=seed,
+        sampler=sampler,
     )
     if infill is not None and stop is not None:
         raise UserError("stop ends a text, but an infill has its own end; leave stop or infill out")
@@ -159,7 +163,7 @@ def generate(
     with _evaluating(model), _progress(progress, sum(planned), callback) as (on_step, reach):
         for number, (index, width) in enumerate(batches):
             rows, ends, calls = sample_windows(
-                sampler_for(model.process, sampling_dtype),
+                sampler or sampler_for(model.process, sampling_dtype),
                 model,
                 canvas.tokens[index, :width].to(model.device),
                 canvas.write[index, :width].to(model.device),

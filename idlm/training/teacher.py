@@ -1,4 +1,4 @@
-"""Train a teacher through Lightning: MDLM (arXiv 2406.07524) or UDLM (arXiv 2412.10193)."""
+"""Train a teacher by its NELBO: MDLM (arXiv 2406.07524), UDLM (2412.10193), your process's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from idlm.models import DiffusionConfig, DiffusionLM, export_folder, load, load_
 from idlm.models.cards import teacher_card
 from idlm.objectives.base import Draw, LossSum
 from idlm.objectives.mdlm import masked_nelbo
-from idlm.objectives.udlm import uniform_nelbo
-from idlm.processes import Absorbing, Uniform
+from idlm.objectives.nelbo import token_nelbo
+from idlm.processes import Absorbing, process_class
 from idlm.training.loop import Batch, Decay, UpdateModule, average_weights, lr_factor
 from idlm.training.muon import MuonAdamW
 from idlm.training.networks import reach, set_dropout
@@ -36,11 +36,10 @@ NEW: dict[str, Any] = {
     "time_conditioning": False,
     "schedule": "log-linear",
 }
-# Where the uniform process differs: its networks are told the time (methods B.2).
-_NEW_UNIFORM = {**NEW, "process": "uniform", "time_conditioning": True}
 # What of it a network that exists can still change.
 _CHANGEABLE = ("model_length", "dropout")
-_NELBO = {Absorbing.name: masked_nelbo, Uniform.name: uniform_nelbo}
+# What is leaner than a process's own nll_per_token at every position.
+_NELBO = {Absorbing.name: masked_nelbo}
 
 
 class TeacherModule(UpdateModule):
@@ -48,14 +47,15 @@ class TeacherModule(UpdateModule):
 
     Args:
         tokenizer: folder or hub id; V is ``len(tokenizer) + 1`` for the absorbing process, the
-            mask being the last, and ``len(tokenizer)`` for the uniform one.
+            mask being the last, and ``len(tokenizer)`` for one without a mask.
         init: checkpoint to start from; it has its own sizes, and others are refused.
         model_length: context; the checkpoint's, or 1024, if not given. Also for ``init``.
         dropout: the checkpoint's, or 0.1, if not given. Also for ``init``.
-        process: ``absorbing`` or ``uniform``; the checkpoint's, or absorbing, if not given.
+        process: ``absorbing``, ``uniform`` or one of your own (:func:`idlm.processes.register`);
+            the checkpoint's, or absorbing, if not given.
         hidden_dim, cond_dim, n_blocks, n_heads, time_conditioning, schedule: of a new network,
-            MDLM's if not given, see :class:`idlm.models.DiffusionConfig`. A network of the uniform
-            process is told the time if nothing else is said.
+            MDLM's if not given, see :class:`idlm.models.DiffusionConfig`. A network of a process
+            without a mask is told the time if nothing else is said.
         max_updates: length of the run; 0 leaves the end to the trainer.
         lr, betas, weight_decay, warmup, decay: AdamW and its schedule; MDLM's are 3e-4,
             (0.9, 0.999), 0, 2,500 updates and constant.
@@ -105,8 +105,8 @@ class TeacherModule(UpdateModule):
         seed: int = 0,
     ) -> None:
         super().__init__(micro_batch_size=micro_batch_size, clip=clip, seed=seed)
-        if process not in (None, *_NELBO):
-            raise UserError(f"process is {process!r}; choose one of {', '.join(_NELBO)}")
+        if process is not None:
+            process_class(process)  # refuses a name that is unknown
         if decay != "constant" and max_updates < 1:
             raise UserError(
                 f"decay is {decay!r} but max_updates is {max_updates}; a decaying learning rate "
@@ -158,18 +158,20 @@ class TeacherModule(UpdateModule):
     def _new_config(self) -> DiffusionConfig:
         """Of a network that starts from nothing."""
         h = self.hparams
-        new = _NEW_UNIFORM if h["process"] == Uniform.name else NEW
+        # without a mask no state tells its noise, so the network is told the time (methods B.2)
+        told = not process_class(h["process"] or NEW["process"]).has_mask
+        new = {**NEW, "time_conditioning": told}
         sizes = {k: v if h[k] is None else h[k] for k, v in new.items()}
         config = DiffusionConfig(vocab_size=self._vocab_size(sizes["process"]), **sizes)
         config.make_process()
         return config
 
     def _vocab_size(self, process: str) -> int:
-        """V of the tokenizer: the absorbing process adds its mask."""
-        return len(self.tokenizer) + (process == Absorbing.name)
+        """V of the tokenizer, and a mask if the process has one."""
+        return len(self.tokenizer) + process_class(process).has_mask
 
     def _nelbo(self, model: DiffusionLM, tokens: Tensor, draw: Draw) -> LossSum:
-        return _NELBO[model.process.name](model, tokens, draw)
+        return _NELBO.get(model.process.name, token_nelbo)(model, tokens, draw)
 
     def _change(self, model: DiffusionLM) -> None:
         """Apply what may be changed about a network that exists; refuse the rest."""

@@ -444,6 +444,6 @@ def test_a_process_is_made_by_its_name() -> None:
     uniform = make_process("uniform", 5, schedule="cosine", eps=0.01)
     assert isinstance(uniform, Uniform)
     assert isinstance(uniform.schedule, Cosine)
-    assert not hasattr(uniform, "mask_id")
+    assert uniform.mask_id is None
     with pytest.raises(UserError, match="process is 'masked'; choose one of absorbing, uniform"):
         make_process("masked", 5)
