@@ -22,6 +22,8 @@ from idlm.cli.near import hint
 from idlm.errors import Stopped, UserError
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
+_PLACES = re.compile(r"Parser key \"([\w.]+)\"|class_path '([\w.]+)'")
+_OF_TRAINER = re.compile(r"(?:Parser key \"|--)trainer\.")
 
 # seconds until the main process has spoken: launchers kill it when another process fails
 _LAST_WORDS = 1.0
@@ -117,7 +119,23 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     said = " ".join(line for line in lines if not line.startswith(drop)).rstrip(".")
-    return f"{said}; {hint(said)}`idlm {argv[0]} --help` lists what there is"
+    return f"{said}; {hint(said)}`idlm {argv[0]} {_help(said)}` lists what there is"
+
+
+def _help(message: str) -> str:
+    """The option that lists the keys which a message of jsonargparse is about."""
+    keys: list[str] = []
+    owner, kind = "", "CLASS"
+    for key, name in _PLACES.findall(message):
+        if key:
+            keys.append(key)
+        else:  # of several the innermost, which did not take what it was given
+            owner, kind = ".".join(keys), name
+    if not owner and keys and keys[0] in ("model", "data"):
+        owner = keys[0]
+    if owner:
+        return f"--{owner}.help {'CLASS' if 'has no attribute' in message else kind}"
+    return "--help=all" if _OF_TRAINER.search(message) else "--help"
 
 
 def one_line(error: Exception) -> str:
