@@ -51,9 +51,11 @@ def help_text(command: str, arguments: list[str]) -> str | None:
 
 more, in a few seconds each:
   --help=all              every key of the trainer with its meaning
-  --model.help CLASS, --data.help CLASS, --model.objective.help CLASS
+  --model.help CLASS, --data.help CLASS
                           what a class takes: idlm.training.DistillationModule,
-                          idlm.data.PackedDataModule, idlm.objectives.DMMD, ...
+                          idlm.data.PackedDataModule, ...
+  --model idlm.training.DistillationModule --model.objective.help CLASS
+                          the same for its objective: idlm.objectives.DMMD, ...
 
 Examples and what the keys do: docs/training.md"""
 

@@ -123,19 +123,21 @@ def _sentence(error: Exception, argv: list[str]) -> str:
 
 
 def _help(message: str) -> str:
-    """The option that lists the keys which a message of jsonargparse is about."""
+    """The options that list the keys which a message of jsonargparse is about."""
     keys: list[str] = []
-    owner, kind = "", "CLASS"
+    owners: list[tuple[str, str]] = []  # a key and the class that is built from it
     for key, name in _PLACES.findall(message):
         if key:
             keys.append(key)
-        else:  # of several the innermost, which did not take what it was given
-            owner, kind = ".".join(keys), name
-    if not owner and keys and keys[0] in ("model", "data"):
-        owner = keys[0]
-    if owner:
-        return f"--{owner}.help {'CLASS' if 'has no attribute' in message else kind}"
-    return "--help=all" if _OF_TRAINER.search(message) else "--help"
+        else:
+            owners.append((".".join(keys), name))
+    if not owners:
+        if keys and keys[0] in ("model", "data"):
+            return f"--{keys[0]}.help CLASS"
+        return "--help=all" if _OF_TRAINER.search(message) else "--help"
+    (outer, its_class), (inner, kind) = owners[0], owners[-1]
+    given = "" if inner == outer else f"--{outer} {its_class} "
+    return f"{given}--{inner}.help {'CLASS' if 'has no attribute' in message else kind}"
 
 
 def one_line(error: Exception) -> str:
