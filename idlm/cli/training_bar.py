@@ -23,8 +23,7 @@ class EndlessBar(RichProgressBar):
     @classmethod
     def like(cls, bar: RichProgressBar) -> EndlessBar:
         """A bar with the settings of another."""
-        settings = {"theme": bar.theme, "console_kwargs": bar._console_kwargs}
-        return cls(refresh_rate=bar.refresh_rate, leave=bar._leave, **settings)
+        return cls(int(bar.refresh_rate), bar._leave, bar.theme, bar._console_kwargs)
 
     def _get_train_description(self, current_epoch: int) -> str:
         if self.trainer.max_epochs != -1:
