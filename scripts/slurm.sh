@@ -62,13 +62,21 @@ for word in "$@"; do
     before="$word"
 done
 
-# Its checkpoints: in `checkpoints` there, or where a configuration keeps them although the folder
-# was changed on the line. last.previous.ckpt is all there is of a run that was killed while one
-# file replaced the other; for a last.ckpt that is damaged the program itself takes another one.
+# Its checkpoints: in `checkpoints` there, or where a configuration keeps them, which may name the
+# folder of the run or stay elsewhere although that was changed on the line. last.previous.ckpt is
+# all there is of a run that was killed while one file replaced the other; for a last.ckpt that is
+# damaged the program itself takes another one.
 folders=("${RUN:-$run}/checkpoints")
+# shellcheck disable=SC2016 # the text itself
+root_of_run='${trainer.default_root_dir}'
 if [ -z "${RUN:-}" ]; then
     for file in "${configs[@]}"; do
-        while read -r folder; do folders+=("$folder"); done < <(_values dirpath "$file")
+        while read -r folder; do
+            case "$folder" in
+            "$root_of_run"*) folder="$run${folder#"$root_of_run"}" ;;
+            esac
+            folders+=("$folder")
+        done < <(_values dirpath "$file")
     done
 fi
 last=""

@@ -204,16 +204,30 @@ def test_the_folder_of_the_run_is_what_the_line_says_last(
 def test_checkpoints_that_stay_where_the_configuration_keeps_them_are_found(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    """Or every job would begin anew, and write over what the one before it made."""
+    """Or every job would begin anew."""
     del cluster["RUN"]
-    config = str(repo_dir() / "configs" / "tiny.yaml")
-    kept = yaml.safe_load(Path(config).read_text())["trainer"]["callbacks"][0]["init_args"]
-    checkpoint(tmp_path / kept["dirpath"])
-    found = continued(cluster, tmp_path, config, OPTION, "elsewhere")
-    assert found == f"{kept['dirpath']}/last.ckpt"
+    config, kept = tmp_path / "mine.yaml", "runs/mine/checkpoints"
+    config.write_text(f"trainer:\n  default_root_dir: runs/mine\n  dirpath: {kept}\n")
+    checkpoint(tmp_path / kept)
+    found = continued(cluster, tmp_path, str(config), OPTION, "elsewhere")
+    assert found == f"{kept}/last.ckpt"
     checkpoint(tmp_path / "elsewhere" / "checkpoints")
-    found = continued(cluster, tmp_path, config, OPTION, "elsewhere")
+    found = continued(cluster, tmp_path, str(config), OPTION, "elsewhere")
     assert found == "elsewhere/checkpoints/last.ckpt"
+
+
+def test_folders_that_follow_the_run_are_looked_for_in_it_and_not_in_another_run(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    del cluster["RUN"]
+    shipped = str(repo_dir() / "configs" / "tiny.yaml")
+    checkpoint(tmp_path / "runs" / "tiny" / "checkpoints")
+    assert continued(cluster, tmp_path, shipped, OPTION, "else where") is None
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("trainer:\n  dirpath: ${trainer.default_root_dir}/kept\n")
+    checkpoint(tmp_path / "else where" / "kept")
+    found = continued(cluster, tmp_path, str(mine), OPTION, "else where")
+    assert found == "else where/kept/last.ckpt"
 
 
 def test_when_time_is_up_the_run_gets_sigterm_and_the_job_is_queued_again(

@@ -14,6 +14,9 @@ ROOTS = (
     *("optimizer", "lr_scheduler", "ckpt_path", "verbose", "weights_only", "deterministic"),
 )
 
+# options of the line without a value
+_FLAGS = ("--deterministic", "--print_config")
+_YAML = (".yaml", ".yml", ".json")
 
 _WORK = {
     "fit": "Train a teacher, or distil one, as a YAML file describes (configs/ has some).",
@@ -48,9 +51,11 @@ def help_text(command: str, arguments: list[str]) -> str | None:
 
 more, in a few seconds each:
   --help=all              every key of the trainer with its meaning
-  --model.help CLASS, --data.help CLASS, --model.objective.help CLASS
+  --model.help CLASS, --data.help CLASS
                           what a class takes: idlm.training.DistillationModule,
-                          idlm.data.PackedDataModule, idlm.objectives.DMMD, ...
+                          idlm.data.PackedDataModule, ...
+  --model idlm.training.DistillationModule --model.objective.help CLASS
+                          the same for its objective: idlm.objectives.DMMD, ...
 
 Examples and what the keys do: docs/training.md"""
 
@@ -72,6 +77,10 @@ def check(command: str, arguments: list[str]) -> None:
                 f"--config is {path}, {what}; name a YAML file, for instance "
                 "configs/owt_16step.yaml"
             )
+    if (word := _bare_file(arguments)) is not None:
+        raise UserError(
+            f"{word} is given without the name of an option; write `idlm {command} --config {word}`"
+        )
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and name != "--config":
@@ -83,6 +92,17 @@ def check(command: str, arguments: list[str]) -> None:
                 raise UserError(
                     f"--{root} begins no option; {hint}; `idlm {command} --help` lists them"
                 )
+
+
+def _bare_file(arguments: list[str]) -> str | None:
+    """A YAML file that no option before it takes as its value."""
+    before = ""
+    for argument in arguments:
+        value = before.startswith("-") and "=" not in before and before not in _FLAGS
+        if not value and not argument.startswith("-") and Path(argument).suffix in _YAML:
+            return argument
+        before = argument
+    return None
 
 
 def config_files(arguments: list[str]) -> Iterator[Path]:

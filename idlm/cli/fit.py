@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,7 +35,7 @@ _UNFOUNDED = (
     ".*is not supported by the model summary.*",
     # the checkpoint after an update is the one wanted
     ".*Using ModelCheckpoint with manual optimization.*",
-    # a resumed run goes on in the folder of the first
+    # a resumed run goes on in the folder of the first; one that starts anew moves them aside
     "Checkpoint directory .* exists and is not empty.*",
     # the data module knows its position and starts there
     ".*resuming from a checkpoint that ended.*",
@@ -215,6 +216,8 @@ def run(argv: list[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # ${trainer.default_root_dir} is what the whole line says it is, and all of it is below `fit`
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     with in_sentences(argv), launch.lightning_environment():
         CLI(
             LightningModule,
@@ -224,7 +227,7 @@ def run(argv: list[str]) -> None:
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf", "prog": "idlm", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "idlm", "exit_on_error": False},
             args=argv,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

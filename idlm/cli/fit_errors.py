@@ -22,6 +22,8 @@ from idlm.cli.near import hint
 from idlm.errors import Stopped, UserError
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited \w+)")
+_PLACES = re.compile(r"Parser key \"([\w.]+)\"|class_path '([\w.]+)'")
+_OF_TRAINER = re.compile(r"(?:Parser key \"|--)trainer\.")
 
 # seconds until the main process has spoken: launchers kill it when another process fails
 _LAST_WORDS = 1.0
@@ -117,7 +119,25 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     )
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     said = " ".join(line for line in lines if not line.startswith(drop)).rstrip(".")
-    return f"{said}; {hint(said)}`idlm {argv[0]} --help` lists what there is"
+    return f"{said}; {hint(said)}`idlm {argv[0]} {_help(said)}` lists what there is"
+
+
+def _help(message: str) -> str:
+    """The options that list the keys which a message of jsonargparse is about."""
+    keys: list[str] = []
+    owners: list[tuple[str, str]] = []  # a key and the class that is built from it
+    for key, name in _PLACES.findall(message):
+        if key:
+            keys.append(key)
+        else:
+            owners.append((".".join(keys), name))
+    if not owners:
+        if keys and keys[0] in ("model", "data"):
+            return f"--{keys[0]}.help CLASS"
+        return "--help=all" if _OF_TRAINER.search(message) else "--help"
+    (outer, its_class), (inner, kind) = owners[0], owners[-1]
+    given = "" if inner == outer else f"--{outer} {its_class} "
+    return f"{given}--{inner}.help {'CLASS' if 'has no attribute' in message else kind}"
 
 
 def one_line(error: Exception) -> str:

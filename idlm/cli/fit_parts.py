@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from idlm.cli.training_bar import EndlessBar
 from idlm.training.checkpoint_io import CheckedCheckpointIO
 from idlm.training.csv_log import ContinuedCSVLogger, ContinueLogs
+from idlm.training.earlier import KeepEarlierCheckpoints
 from idlm.training.stopping import SaveOnSignal
 
 
 def checked_trainer(trainer: Trainer, *, command: str) -> Trainer:
-    """A trainer whose checkpoints are checked, whose logs go on, and that a signal saves.
+    """A trainer whose checkpoints are checked and kept, whose logs go on, and that a signal saves.
 
     Only Lightning's own parts are exchanged, in place: a configuration may name others.
 
@@ -36,7 +39,9 @@ def checked_trainer(trainer: Trainer, *, command: str) -> Trainer:
     ]
     if fitting:
         callbacks = cast(Any, trainer).callbacks
-        callbacks.insert(0, ContinueLogs())  # before checkpoints are written
+        callbacks[:] = [EndlessBar.like(c) if type(c) is RichProgressBar else c for c in callbacks]
+        # before checkpoints are written
+        callbacks[:0] = [KeepEarlierCheckpoints(), ContinueLogs()]
         callbacks.append(SaveOnSignal())  # after it
     return trainer
 

@@ -1,11 +1,11 @@
-"""A progress bar over the student's updates, for a distillation whose loader never ends."""
+"""Progress bars of trainings whose loader never ends."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -15,6 +15,21 @@ _SHOWN = {
     "train/tokens_per_second": "{:.0f} tokens/s",
     "train/mfu": "MFU {:.0%}",
 }
+
+
+class EndlessBar(RichProgressBar):
+    """Lightning's bar without the last epoch of a run that has none (``Epoch 0/-2``)."""
+
+    @classmethod
+    def like(cls, bar: RichProgressBar) -> EndlessBar:
+        """A bar with the settings of another."""
+        return cls(int(bar.refresh_rate), bar._leave, bar.theme, bar._console_kwargs)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        if self.trainer.max_epochs != -1:
+            return super()._get_train_description(current_epoch)
+        # as wide as what a validation writes below it, so that nothing moves
+        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
 
 
 class UpdateBar(Callback):

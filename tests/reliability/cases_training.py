@@ -15,7 +15,7 @@ _FIT = f"fit --config {{configs}}/tiny.yaml {_SMALL}"
 _FILE = f"fit --config {{here}}/c.yaml {_SMALL}"
 _MODEL = "--model.init_args"
 _DATA = "--data.init_args"
-_HELP = "idlm fit --help"
+_HELP = "idlm fit --help=all"
 
 
 def _set(section: str, **changes: Any) -> Any:
