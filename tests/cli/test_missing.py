@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from idlm.cli import export, generate, main
 from idlm.cli.missing import LOGGERS, beside_the_user, missing
 from idlm.paths import repo_dir
 from tests.tiny_models import LENGTH, make_models
 from tests.training.helpers import write_corpus
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 CONFIG = repo_dir() / "configs" / "tiny.yaml"
 METHOD = """
@@ -126,7 +130,7 @@ def test_a_method_beside_the_user_is_trained_and_its_checkpoint_says_so(
     assert "target_steps=2" in card
     assert "| student_updates | 1 |" in card
     assert f"| length | {LENGTH} |" in card
-    given = ["--length", "8", "--steps", "2", "--output", "samples.jsonl"]
+    given = ["--num-samples", "1", "--length", "8", "--steps", "2", "--output", "samples.jsonl"]
     generate.run(["--checkpoint", "out", "--prompt", "return the", *given])
     _, row = Path("samples.jsonl").read_text().splitlines()
     assert json.loads(row)["text"].startswith("return the")
