@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
-BUNDLED_MODELS = (
-    "python-docs-teacher",
-    "python-docs-student-16step",
-    "python-docs-evaluator",
-)
+BUNDLED_EVALUATOR = "python-docs-evaluator"
+BUNDLED_MODELS = ("python-docs-teacher", "python-docs-student-16step", BUNDLED_EVALUATOR)
 
 
 def repo_dir() -> Path:
@@ -29,6 +27,19 @@ def leads_inside(path: Path, folder: Path) -> bool:
     except (OSError, RuntimeError):  # links in a circle lead nowhere
         return False
     return any(room in real.parents for room in rooms)
+
+
+def bundled_hint(name: str) -> str:
+    """What a message adds about the bundled models, when a name that is not found may mean one.
+
+    Returns:
+        A part of a sentence that begins with "; ", or nothing for ``owner/name`` of the hub.
+    """
+    if "/" in name:
+        return ""
+    close = difflib.get_close_matches(name.lower(), BUNDLED_MODELS, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return f"; {meant}bundled, for work without a network, are {', '.join(BUNDLED_MODELS)}"
 
 
 def resolve(name: str | Path) -> str:

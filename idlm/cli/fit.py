@@ -18,6 +18,7 @@ from idlm.cli.config_file import check_file
 from idlm.cli.early import config_files
 from idlm.cli.fit_errors import in_sentences, one_line
 from idlm.cli.fit_parts import SaveConfig, checked_trainer, log_folders
+from idlm.cli.missing import beside_the_user, missing
 from idlm.errors import UserError
 from idlm.locks import alone_in
 from idlm.training.checkpoint_io import previous_of, remove_leftovers
@@ -29,8 +30,6 @@ _UNFOUNDED = (
     ".*LightningCLI's args parameter.*",
     # the loader reads memory-mapped rows: worker processes would cost more than they bring
     ".*does not have many workers.*",
-    # teacher and average are meant to stay in eval mode
-    ".*in eval mode at the start of training.*",
     # weights are 32 bits wide under bf16-mixed, so the summary's size is right
     ".*is not supported by the model summary.*",
     # the checkpoint after an update is the one wanted
@@ -83,7 +82,8 @@ class CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-            raise UserError(f"the trainer cannot be built: {one_line(error)}") from error
+            said = f"the trainer cannot be built: {one_line(error)}"
+            raise missing(error) or UserError(said) from error
         except RuntimeError as error:
             if "SLURM" not in str(error):
                 raise
@@ -218,7 +218,7 @@ def run(argv: list[str]) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     # ${trainer.default_root_dir} is what the whole line says it is, and all of it is below `fit`
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    with in_sentences(argv), launch.lightning_environment():
+    with in_sentences(argv), launch.lightning_environment(), beside_the_user():
         CLI(
             LightningModule,
             LightningDataModule,

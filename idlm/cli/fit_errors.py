@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from idlm.cli import launch
+from idlm.cli.missing import missing
 from idlm.cli.near import hint
 from idlm.errors import Stopped, UserError
 
@@ -67,7 +68,7 @@ def in_sentences(argv: list[str]) -> Iterator[None]:
             raise SystemExit(2) from error
         raise UserError(one_line(error)) from error
     except (ArgumentError, MisconfigurationException) as error:
-        raise _cause(error) or UserError(_sentence(error, argv)) from error
+        raise _cause(error) or missing(error) or UserError(_sentence(error, argv)) from error
     except (RuntimeError, OSError, EOFError) as error:
         if (dead := _dead_loader(error)) is None:
             raise
@@ -76,9 +77,9 @@ def in_sentences(argv: list[str]) -> Iterator[None]:
             "from the last checkpoint with --ckpt_path, and with --data.init_args.num_workers 0 "
             "if it happens again"
         ) from error
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         # jsonargparse wraps what a constructor says about its arguments
-        if (cause := _cause(error)) is None:
+        if (cause := _cause(error) or missing(error)) is None:
             raise
         raise cause from error
 

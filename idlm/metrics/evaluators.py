@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from idlm.errors import UserError, reason
-from idlm.paths import resolve
+from idlm.paths import BUNDLED_EVALUATOR, resolve
 
 _TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -199,7 +199,8 @@ def _locate(name: str, revision: str | None) -> tuple[str, str | None]:
         raise UserError(
             f"evaluator {name!r} could not be fetched from the Hugging Face hub "
             f"({reason(error)}) and is no local folder: check the name and the network, "
-            "or give the path of a folder with config.json, model.safetensors and tokenizer.json"
+            "or give the path of a folder with config.json, model.safetensors and tokenizer.json, "
+            f"or {BUNDLED_EVALUATOR!r}, which is bundled and judges Python's documentation"
         ) from error
     return name, Path(snapshot).name
 

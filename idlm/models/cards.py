@@ -133,6 +133,12 @@ def _logged(metrics: Mapping[str, float]) -> str:
     return table(shown) + (note if len(shown) < len(metrics) else "")
 
 
+def objective_text(name: str, settings: Mapping[str, Any]) -> str:
+    """An objective in a sentence: its class, and its settings less those that are not given."""
+    shown = ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None)
+    return f"{name} ({shown})" if shown else name
+
+
 def teacher_card(
     settings: Mapping[str, Any],
     updates: int,

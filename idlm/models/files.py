@@ -10,7 +10,7 @@ from idlm.data.hub import hub_reachable
 from idlm.errors import UserError
 from idlm.models.config import DiffusionConfig
 from idlm.models.published import layout_of
-from idlm.paths import resolve
+from idlm.paths import bundled_hint, resolve
 
 WEIGHTS = ("*.json", "*.safetensors", "*.txt", "*.model")
 LIGHTNING = ".ckpt"
@@ -71,7 +71,7 @@ def fetch(name: str | Path, *patterns: str, revision: str | None = None, **hub: 
         raise UserError(
             f"could not reach {asked} on the Hugging Face hub ({reason}); check the name and the "
             "network, or give the path of a local folder with config.json and model.safetensors "
-            "instead"
+            f"instead{bundled_hint(str(name))}"
         ) from error
 
 

@@ -1,4 +1,8 @@
-"""What a checkpoint knows about its own making: the card beside it, or the training state in it."""
+"""What a checkpoint knows about its own making: the card beside it, or the training state in it.
+
+Trainings of ``idlm fit`` say it themselves in their checkpoints. Those of older versions do not,
+and have a ``config.yaml`` in the folder of the run instead.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,14 @@ import yaml
 
 from idlm.errors import UserError
 from idlm.models.archive import Archive
-from idlm.models.cards import UNKNOWN, Card, student_card, teacher_card, trained_card
+from idlm.models.cards import (
+    UNKNOWN,
+    Card,
+    objective_text,
+    student_card,
+    teacher_card,
+    trained_card,
+)
 from idlm.models.files import fetch
 from idlm.models.lightning_config import setting
 
@@ -63,20 +74,46 @@ def _from_training(path: Path, *, averaged: bool) -> Card | None:
     settings = state.get("hyper_parameters") if isinstance(state, dict) else None
     if not isinstance(settings, dict):
         return None
-    run = _run_config(path, settings)
-    given = _arguments(run, "data")
-    data = {name: given[name] for name in _DATA if given.get(name) is not None}
+    network = state.get("network", {})
     if "student_updates" in state and "teacher" in settings:
+        objective, data = _making(path, state, settings)
         counts = {name: state[name] for name in ("student_updates", "fake_updates")}
-        objective = _arguments(run, "model").get("objective")
-        text = student_card(settings, _called(objective), counts, {}, data, averaged=averaged)
+        process = network.get("process", "absorbing")
+        text = student_card(
+            settings, objective, counts, {}, data, averaged=averaged, process=process
+        )
     elif "updates" in state and "muon_lr" in settings:
+        _, data = _making(path, state, settings)
         # sizes that were left to the checkpoint it started from stand in the network
-        whole = {**settings, **state.get("network", {})}
+        whole = {**settings, **network}
         text = teacher_card(whole, state["updates"], {}, data, averaged=averaged)
     else:
         return _of_the_authors(state, averaged=averaged)
     return Card.parse(text)
+
+
+def _making(
+    path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Objective and data: as the checkpoint says, else as the configuration of its run does."""
+    said = state.get("making")
+    if isinstance(said, dict):
+        data, objective = _scalars(said.get("data")), said.get("objective")
+        if isinstance(said.get("tokenizer"), str):
+            data["tokenizer"] = said["tokenizer"]
+        if isinstance(objective, str):
+            return objective_text(objective, _scalars(said.get("objective_settings"))), data
+        return f"an objective that is {UNKNOWN}", data
+    run = _run_config(path, settings)
+    given = _arguments(run, "data")
+    data = {name: given[name] for name in _DATA if given.get(name) is not None}
+    return _called(_arguments(run, "model").get("objective")), data
+
+
+def _scalars(found: Any) -> dict[str, Any]:
+    """What a file from anywhere says in single values; to write lists in lists could take ever."""
+    items = found.items() if isinstance(found, dict) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, (str, int, float))}
 
 
 def _of_the_authors(state: Mapping[str, Any], *, averaged: bool) -> Card | None:
@@ -99,10 +136,16 @@ def _of_the_authors(state: Mapping[str, Any], *, averaged: bool) -> Card | None:
 
 
 def _run_config(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.yaml`` that ``idlm fit`` left beside the checkpoints, if it is of this run."""
-    for folder in (path.parent.parent, path.parent):
+    """The ``config.yaml`` that ``idlm fit`` left by the checkpoints or the log, if of this run.
+
+    A run that was continued may have several logs; of those that fit the newest counts.
+    """
+    root = path.parent.parent
+    near = (folder / "config.yaml" for folder in (root, path.parent))
+    logs = sorted(root.glob("*/version_*/config.yaml"), key=_written, reverse=True)
+    for file in (*near, *logs):
         try:
-            found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue
         given = _arguments(found, "model")
@@ -110,6 +153,14 @@ def _run_config(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         if given and same:
             return dict(found)
     return {}
+
+
+def _written(file: Path) -> float:
+    """When a file was written last; long ago if it cannot be asked."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _arguments(run: Any, part: str) -> dict[str, Any]:
@@ -123,9 +174,8 @@ def _called(objective: Any) -> str:
     """An objective of a configuration as a name and its settings."""
     if not isinstance(objective, dict) or "class_path" not in objective:
         return f"an objective that is {UNKNOWN}"
-    settings = objective.get("init_args") or {}
-    shown = ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None)
-    return f"{str(objective['class_path']).rpartition('.')[2]} ({shown})"
+    name = str(objective["class_path"]).rpartition(".")[2]
+    return objective_text(name, objective.get("init_args") or {})
 
 
 def _plain(value: Any) -> Any:

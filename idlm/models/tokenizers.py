@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 _PATTERNS = ("*.json", "*.txt", "*.model")
 _OWN = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+# all there is of a fast tokenizer, and what a training checkpoint may bring along
+_FAST = ("tokenizer.json", "tokenizer_config.json")
 _GPT2 = 50257
 
 
@@ -24,31 +28,36 @@ class NoTokenizerError(UserError):
 
 
 def load_tokenizer(
-    path_or_hub_id: str | Path, *, revision: str | None = None
+    path_or_hub_id: str | Path, *, revision: str | None = None, local: bool = False
 ) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or GPT-2's for a published one that comes without.
 
     Args:
         path_or_hub_id: a folder or hub id with a tokenizer, with a checkpoint or without; the
-            name of a bundled model; a Lightning ``.ckpt`` file.
+            name of a bundled model; a Lightning ``.ckpt`` file, which holds the tokenizer of its
+            training if ``idlm fit`` wrote it.
         revision: branch, tag or commit on the hub.
+        local: use only what is on this machine, the cache of the hub included.
 
     Raises:
         NoTokenizerError: if there is none.
         UserError: if it cannot be read, has no fast version, or does not fit the network.
     """
+    hub = {"local_files_only": True} if local else {}
     try:
-        path = fetch(path_or_hub_id, *_PATTERNS, revision=revision)
+        path = fetch(path_or_hub_id, *_PATTERNS, revision=revision, **hub)
     except UserError as error:
         raise UserError(f"no tokenizer could be loaded: {error}") from error
     if _layout(path) == "sdtt":
         # V is known from the weights alone
-        path = fetch(path_or_hub_id, *WEIGHTS, revision=revision)
+        path = fetch(path_or_hub_id, *WEIGHTS, revision=revision, **hub)
     config = read_config(path) if _layout(path) is not None else None
     if path.is_dir() and any((path / name).exists() for name in _OWN):
         tokenizer = _open(path, str(path_or_hub_id))
+    elif path.is_file() and (files := _held(path)):
+        tokenizer = _from_files(files, path)
     elif config is not None and _clean_states(config) in (_GPT2, _GPT2 + 1):
-        tokenizer = _gpt2(_clean_states(config))
+        tokenizer = _gpt2(_clean_states(config), hub)
     else:
         way_out = (
             "export it as a folder with one (idlm export --tokenizer)"
@@ -142,9 +151,38 @@ def _open(folder: Path, source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _gpt2(tokens: int) -> PreTrainedTokenizerBase:
+def tokenizer_files(tokenizer: Any) -> dict[str, str]:
+    """A fast tokenizer as the text of its files, by their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {name: Path(folder, name) for name in _FAST}
+        return {k: v.read_text(encoding="utf-8") for k, v in files.items() if v.is_file()}
+
+
+def _held(checkpoint: Path) -> dict[str, str]:
+    """The files of the tokenizer that a training put into its checkpoint; none of others."""
+    from idlm.models.archive import Archive
+
+    with Archive(checkpoint) as archive:
+        held = archive.root.get("tokenizer") if isinstance(archive.root, dict) else None
+    # the names are ours: one of the file's own might lead anywhere
+    found = {name: held.get(name) for name in _FAST} if isinstance(held, dict) else {}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _from_files(files: Mapping[str, str], checkpoint: Path) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, encoding="utf-8", errors="replace")
+        tokenizer = _open(Path(folder), str(checkpoint))
+    tokenizer.name_or_path = str(checkpoint)
+    return tokenizer
+
+
+def _gpt2(tokens: int, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """GPT-2's, which the published checkpoints were trained with and do not ship."""
-    tokenizer = _open(fetch("gpt2", "tokenizer*.json", "vocab.json", "merges.txt"), "gpt2")
+    files = ("tokenizer*.json", "vocab.json", "merges.txt")
+    tokenizer = _open(fetch("gpt2", *files, **hub), "gpt2")
     if tokens > _GPT2:
         # Duo's data loader added it, so that it has a state of its own (methods B.6)
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})

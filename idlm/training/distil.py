@@ -25,6 +25,7 @@ from idlm.training.networks import (
     make_networks,
     reach,
     set_up,
+    tokenizer_of,
 )
 from idlm.training.settings import check_settings
 from idlm.training.student import StudentModule
@@ -44,7 +45,8 @@ class DistillationModule(StudentModule):
         objective: how the losses are formed; see :mod:`idlm.objectives`.
         student: checkpoint to start the student from; the teacher if not given.
         fresh_student: start from new weights instead, of the sizes of that checkpoint.
-        tokenizer: exported with the student; the teacher's own if not given.
+        tokenizer: exported with the student; the teacher's own if not given. That of a teacher in
+            memory is the one where it was loaded from, if it is on this machine.
         latent_global, latent_position: sizes of the student's noise, 0 for off; the objective's
             choice if not given. A ``student`` that has a latent keeps its own, and another size is
             refused.
@@ -185,7 +187,10 @@ class DistillationModule(StudentModule):
             self.teacher, start = self._given
             if self.objective.changes_teacher:
                 self.teacher = copy.deepcopy(self.teacher)
-            self.tokenizer = load_tokenizer(h["tokenizer"]) if h["tokenizer"] else None
+            if h["tokenizer"]:
+                self.tokenizer = load_tokenizer(h["tokenizer"])
+            else:
+                self.tokenizer = tokenizer_of(self.teacher, exported=bool(h["export_dir"]))
         check_pairing(self.objective, self.teacher.process)
         torch.manual_seed(self.seed)  # new weights are alike on every process
         self.networks = make_networks(

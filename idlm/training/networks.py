@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from idlm.errors import UserError
 from idlm.models import DiffusionConfig, DiffusionLM, fetch, load_tokenizer
 from idlm.models.files import read_config
 from idlm.models.recognition import Recognition
+from idlm.models.tokenizers import check_tokenizer
 from idlm.objectives.base import DistillationObjective, Networks
 
 _LATENT = ("latent_global", "latent_position")
@@ -28,6 +30,38 @@ def reach(*checkpoints: str | None, tokenizer: str) -> tuple[list[DiffusionConfi
     """
     configs = [read_config(fetch(name, *_FILES)) for name in filter(None, checkpoints)]
     return configs, load_tokenizer(tokenizer)
+
+
+def tokenizer_of(network: Any, *, exported: bool) -> Any:
+    """The tokenizer of a network in memory: the one where the network is from.
+
+    Folders, bundled models and the cache of the hub are looked at; nothing is fetched.
+
+    Args:
+        network: the teacher.
+        exported: whether the student will be, so that the lack of a tokenizer is worth a warning.
+
+    Returns:
+        None if there is none that fits the network.
+    """
+    if not isinstance(network, DiffusionLM):
+        return None
+    why = "it was not loaded from a checkpoint"
+    if name := network.name_or_path:
+        try:
+            found = load_tokenizer(name, revision=network.revision, local=True)
+            check_tokenizer(found, network.config, name)
+        except UserError as error:
+            why = str(error).partition(";")[0]
+        else:
+            return found
+    if exported:
+        rank_zero_warn(
+            f"the teacher in memory has no tokenizer on this machine ({why}), so the student is "
+            "exported without one; give tokenizer=FOLDER to from_networks, or add it later with "
+            "`idlm export --tokenizer FOLDER`"
+        )
+    return None
 
 
 def check_pair(student: DiffusionLM, teacher: DiffusionLM) -> None:

@@ -12,10 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MeanMetric
 
 from idlm.models import DiffusionLM, export_folder
-from idlm.models.cards import student_card
+from idlm.models.cards import objective_text, student_card
 from idlm.objectives.base import DistillationObjective, Networks
 from idlm.training.checkpoints import best_checkpoint
 from idlm.training.loop import Batch, UpdateModule, clean
+from idlm.training.run import plain
 from idlm.training.sharding import load_full, unsharded
 
 _TEACHER = "teacher."
@@ -92,6 +93,18 @@ class StudentModule(UpdateModule):
         """The student."""
         return self._networks().student
 
+    def _objective_settings(self) -> dict[str, Any]:
+        """What the objective was told; what it keeps to itself begins with an underscore."""
+        return plain({k: v for k, v in vars(self.objective).items() if k[0] != "_"})
+
+    def making(self) -> dict[str, Any]:
+        """The objective as well."""
+        return {
+            **super().making(),
+            "objective": type(self.objective).__name__,
+            "objective_settings": self._objective_settings(),
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters and the objective's state; a teacher with a file of its own stays out."""
         super().on_save_checkpoint(checkpoint)
@@ -151,15 +164,12 @@ class StudentModule(UpdateModule):
         network = cast(DiffusionLM, unsharded(self.ema.module))
         if not self.trainer.is_global_zero:
             return Path(folder)
-        objective = type(self.objective).__name__
-        chosen = {k: v for k, v in vars(self.objective).items() if v is not None and k[0] != "_"}
-        settings = ", ".join(f"{k}={v}" for k, v in chosen.items())
         # after a collapse the last values are not those of the weights that were restored
         logged = {} if self.collapsed else self.trainer.callback_metrics
         metrics = {k: float(v) for k, v in logged.items()}
         card = student_card(
             dict(self.hparams),
-            f"{objective} ({settings})",
+            objective_text(type(self.objective).__name__, self._objective_settings()),
             self._counts(),
             metrics,
             self.data_conditions(),

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 import idlm
 from idlm.cli import export, main
+from idlm.data.tokenizer import tokenizer_hash
 from idlm.errors import UserError
 from idlm.evaluation.cells import weights_revision
 from idlm.models import load_tokenizer
@@ -178,6 +179,53 @@ def training_checkpoint(folder: Path, path: Path) -> Path:
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
     return path
+
+
+def test_a_training_checkpoint_brings_its_own_tokenizer(folders: Folders, tmp_path: Path) -> None:
+    path = training_checkpoint(folders.teacher, tmp_path / "last.ckpt")
+    own, held = load_tokenizer(folders.teacher), load_tokenizer(path)
+    assert tokenizer_hash(held) == tokenizer_hash(own)
+    assert (held.eos_token_id, held.name_or_path) == (own.eos_token_id, str(path))
+    folder = exported(path, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).read_text() == (folders.teacher / name).read_text()
+    card = (folder / "README.md").read_text()
+    assert f"| tokenizer | {folders.teacher} |" in card
+    state = torch.load(path, weights_only=True)  # as a run that goes on reads it
+    del state["tokenizer"], state["making"]
+    torch.save(state, path)  # of an older version
+    assert not (exported(path, tmp_path / "old") / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{"},
+        {"tokenizer.json": "\ud800", "tokenizer_config.json": 3},
+        {"tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["own.Code", null]}}'},
+    ],
+)
+def test_a_tokenizer_in_a_checkpoint_that_cannot_be_opened_is_one_sentence(
+    folders: Folders, tmp_path: Path, files: dict[str, Any]
+) -> None:
+    path = training_checkpoint(folders.teacher, tmp_path / "last.ckpt")
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "tokenizer": files}, path)
+    with pytest.raises(UserError, match=r"cannot be opened.*or --no-tokenizer to write none"):
+        exported(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_in_a_checkpoint_writes_under_its_own_names_only(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = training_checkpoint(folders.teacher, tmp_path / "last.ckpt")
+    state, outside = torch.load(path, weights_only=True), tmp_path / "outside.json"
+    for held in ({str(outside): "x", "../outside.json": "x"}, "text", [1]):
+        torch.save({**state, "tokenizer": held}, path)
+        exported(path, tmp_path / "out")
+        assert "has no tokenizer" in capsys.readouterr().err
+    assert not outside.exists()
 
 
 class Hub:

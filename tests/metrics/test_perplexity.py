@@ -202,7 +202,8 @@ def test_an_unknown_folder_is_one_sentence(name: str) -> None:
 
 def test_an_unreachable_hub_is_one_sentence_that_says_how_to_give_a_folder() -> None:
     # tests/conftest.py keeps huggingface_hub offline
-    with pytest.raises(UserError, match=r"could not be fetched .* give the path of a folder") as e:
+    ways = r"could not be fetched .* give the path of a folder .*, or 'python-docs-evaluator'"
+    with pytest.raises(UserError, match=ways) as e:
         GenerativePerplexity("nobody/no-such-evaluator")
     assert "\n" not in str(e.value)
 

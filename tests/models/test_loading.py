@@ -533,6 +533,23 @@ def test_the_hub_is_asked_for_the_revision_and_only_when_it_answers(
     assert fetch("s-sahoo/duo", "*.json") == folder
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("python-docs-studnet-16step", "; did you mean 'python-docs-student-16step'? bundled"),
+        ("Python-Docs-Teacher", "; did you mean 'python-docs-teacher'? bundled"),
+        ("gpt9", "instead; bundled, for work without a network, are python-docs-teacher, "),
+    ],
+)
+def test_a_misspelt_bundled_model_is_answered_with_the_nearest(typed: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"python-docs-evaluator$") as caught:
+        idlm.load(typed)
+    assert said in str(caught.value)
+    with pytest.raises(UserError, match="could not reach checkpoint 'o/python-docs'") as caught:
+        idlm.load("o/python-docs")
+    assert "bundled" not in str(caught.value)
+
+
 def test_a_hub_id_out_of_reach_gets_a_sentence_with_a_way_out() -> None:
     # the tests run offline
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,47 @@ def test_without_the_run_the_objective_is_not_stated(tmp_path: Path) -> None:
     card = card_of(trained(tmp_path, student_state()))
     assert "Distilled with an objective that is not stated." in card.intro
     assert card.sections["Data"] == "Not stated."
+
+
+MAKING = {
+    "objective": "MyIDLM",
+    "objective_settings": {"target_steps": 8, "deep": [[1]]},
+    "tokenizer": "owner/tokens",
+    "data": {"corpus": "theirs.txt", "length": 32, "deep": {"a": 1}},
+}
+
+
+def test_what_a_checkpoint_says_itself_counts_before_any_configuration(tmp_path: Path) -> None:
+    state = {**student_state(), "making": MAKING, "network": {"process": "uniform"}}
+    card = card_of(trained(tmp_path, state, RUN))
+    assert "Distilled with MyIDLM (target_steps=8)." in card.intro
+    assert card.intro.startswith("# Few-step uniform diffusion generator")
+    assert "| corpus | theirs.txt |" in card.sections["Data"]
+    assert "| tokenizer | owner/tokens |" in card.sections["Data"]
+    assert "deep" not in card.text()  # single values only: the file may be from anywhere
+    again = card_of(trained(tmp_path / "b", {**teacher_state(), "making": MAKING}))
+    assert "| length | 32 |" in again.sections["Data"]
+
+
+@pytest.mark.parametrize("making", ["x", {"objective": 3, "data": [1], "tokenizer": {}}, {}])
+def test_a_making_that_says_nothing_is_not_believed(tmp_path: Path, making: Any) -> None:
+    card = card_of(trained(tmp_path, {**student_state(), "making": making}))
+    assert "Distilled with an objective that is not stated." in card.intro
+    assert card.sections["Data"] == "Not stated."
+
+
+def test_of_the_logs_of_an_older_run_the_newest_that_fits_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    torch.save(student_state(), path)
+    for version, (steps, lr) in enumerate([(1, 0.5), (2, 0.5), (3, 0.25)]):
+        given = {"init_args": {"target_steps": steps}, "class_path": "idlm.objectives.DMMD"}
+        run = {"model": {"init_args": {"lr": lr, "objective": given}}}
+        file = tmp_path / "logs" / f"version_{version}" / "config.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(yaml.safe_dump(run))
+        os.utime(file, (version, version))
+    assert "Distilled with DMMD (target_steps=2)." in card_of(path).intro
 
 
 def test_the_configuration_of_another_run_is_not_believed(tmp_path: Path) -> None:

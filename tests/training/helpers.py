@@ -19,7 +19,6 @@ from tests.tiny_models import LENGTH, SENTENCES
 QUIET = [
     pytest.mark.filterwarnings(f"ignore:.*{text}.*")
     for text in (
-        "in eval mode at the start of training",
         "Using ModelCheckpoint with manual optimization",
         "resuming from a checkpoint that ended",
         "is not supported by the model summary",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import idlm
 from idlm.errors import UserError
-from idlm.models import DiffusionConfig, DiffusionLM
+from idlm.models import DiffusionConfig, DiffusionLM, load_tokenizer
 from idlm.objectives import DMMD, IDLM, DistillationObjective, Draw, LossSum, Networks
 from idlm.training import CollapseGuard, DistillationModule
+from tests.tiny_models import Folders
 from tests.training.helpers import QUIET, copy_of, differs, trainer
 
 pytestmark = [
@@ -226,7 +230,10 @@ def test_a_fake_model_that_is_told_the_input_time_is_trained_saved_and_resumed(
 
 def test_the_card_leaves_out_what_an_objective_keeps_to_itself(tmp_path: Path) -> None:
     module = distil(network(), Alone(), max_student_updates=1, export_dir=str(tmp_path / "out"))
-    trainer(tmp_path).fit(module, loader())
+    alone = r"teacher in memory has no tokenizer .*not loaded from a checkpoint.*exported without"
+    with pytest.warns(UserWarning, match=alone):
+        trainer(tmp_path).fit(module, loader())
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Alone (rounds=0)" in card
     assert "_private" not in card
@@ -240,3 +247,57 @@ def test_a_new_latent_can_be_woken_and_one_that_is_there_cannot(tmp_path: Path) 
     start = network().with_latent(latent_global=3, latent_position=0)
     with pytest.raises(UserError, match="has a latent already; leave latent_init out"):
         trainer(tmp_path).fit(distil(network(), DMMD(), student=start, latent_init=1.0), loader())
+
+
+def test_a_teacher_that_was_loaded_lends_the_student_its_tokenizer(
+    models: Folders, tmp_path: Path
+) -> None:
+    teacher, folder = idlm.load(models.teacher), tmp_path / "out"
+    settings = {"max_student_updates": 1, "latent_global": 2, "latent_position": 0}
+    trainer(tmp_path).fit(distil(teacher, DMMD(), export_dir=str(folder), **settings), loader())
+    own = load_tokenizer(models.teacher).get_vocab()
+    assert load_tokenizer(folder).get_vocab() == own
+    out = idlm.generate(idlm.load(folder), 1, 4, 2, prompt="a")
+    assert out.tokens.shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", ["owner/absent", "absent", "./absent", "\0"])
+def test_the_tokenizer_of_a_teacher_in_memory_is_never_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("idlm.models.files.hub_reachable", lambda: pytest.fail("asked the hub"))
+    teacher = network()
+    teacher.name_or_path = name
+    module = distil(teacher, Alone(), max_student_updates=1, export_dir=str(tmp_path / "out"))
+    with pytest.warns(UserWarning, match="exported without one; give tokenizer=FOLDER"):
+        trainer(tmp_path).fit(module, loader())
+    assert idlm.load(tmp_path / "out").config.vocab_size == 5
+
+
+def test_a_tokenizer_with_other_tokens_is_not_lent(models: Folders, tmp_path: Path) -> None:
+    teacher = network()  # five states
+    teacher.name_or_path = str(models.teacher)
+    module = distil(teacher, Alone(), max_student_updates=1, export_dir=str(tmp_path / "out"))
+    with pytest.warns(UserWarning, match="has 300 tokens, but the network knows 4"):
+        trainer(tmp_path).fit(module, loader())
+
+
+def test_a_training_is_not_warned_of_its_teachers_eval_mode_and_others_still_are(
+    tmp_path: Path,
+) -> None:
+    class Other(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(2, 1).eval()
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            return self.part(batch["data"]).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    before = list(warnings.filters)
+    trainer(tmp_path).fit(distil(network(), Alone(), max_student_updates=1), loader())
+    assert list(warnings.filters) == before
+    with pytest.warns(UserWarning, match="eval mode at the start of training"):
+        trainer(tmp_path, max_steps=1).fit(Other(), loader("data"))
