@@ -55,6 +55,7 @@ class RunModule(L.LightningModule, ABC):
         super().__init__()
         self.tokenizer: Any = None
         self.context: int | None = None
+        self._files: dict[str, str] | None = None
         self._filter: Any = None
 
     @abstractmethod
@@ -143,7 +144,9 @@ class RunModule(L.LightningModule, ABC):
         checkpoint["network"] = {name: getattr(config, name) for name in FIELDS}
         checkpoint["making"] = self.making()
         if self.tokenizer is not None:
-            checkpoint["tokenizer"] = tokenizer_files(self.tokenizer)
+            if self._files is None:  # the same at every save
+                self._files = tokenizer_files(self.tokenizer)
+            checkpoint["tokenizer"] = self._files
 
     def check_resumed(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that another kind of training, or another program, wrote.
