@@ -99,9 +99,11 @@ class UpdateModule(RunModule):
     def validation_draw(self, batch: Batch) -> Draw:
         """The noise of a validation batch: not that of training, and the same at every validation.
 
-        A row's noise and time depend on its number alone, so that the result is the same however
-        the rows are batched and shared out among processes. Its time stratum is a step of a
-        Fibonacci lattice: any rows, also every other one, and a few left over, cover [0, 1] evenly.
+        A row's noise and time depend on its number alone, so that the mean of a loss over single
+        rows is the same however they are batched and shared out among processes. (A loss over pairs
+        of rows, as of instant moment matching, still depends on who is whose neighbour.) The time
+        stratum is a step of a Fibonacci lattice: any rows, also every other one, and a few left
+        over, cover [0, 1] evenly.
 
         Args:
             batch: with ``index`` ``[B]``, the running numbers of its rows.
