@@ -1,9 +1,12 @@
-"""Where the files that ship beside the package live."""
+"""Where the files that ship beside the package live, and where a user's may be written."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
+
+from idlm.errors import UserError
 
 BUNDLED_EVALUATOR = "python-docs-evaluator"
 BUNDLED_MODELS = ("python-docs-teacher", "python-docs-student-16step", BUNDLED_EVALUATOR)
@@ -48,3 +51,34 @@ def resolve(name: str | Path) -> str:
     if str(name) in BUNDLED_MODELS and bundled.is_dir():
         return str(bundled)
     return str(name)
+
+
+def check_writable(option: str, path: str | Path, *, folder: bool = False) -> Path:
+    """Refuse a place that cannot be written, before the work and not after it.
+
+    Args:
+        option: name of the option, for the message.
+        path: a file to write, or with ``folder`` a folder to fill.
+        folder: whether ``path`` is a folder.
+
+    Raises:
+        UserError: if it is of the wrong kind or its nearest existing folder is not writable.
+    """
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        here, needed = ("file", "folder") if folder else ("folder", "file")
+        raise UserError(f"{option} {path} is a {here}; name a {needed}")
+    if path.exists() and not path.is_file() and not folder:  # a device or pipe is written to
+        if os.access(path, os.W_OK):
+            return path
+        raise UserError(f"{option} {path} cannot be written: no permission; name a file")
+    start = path.absolute()
+    nearest = next(p for p in (start, *start.parents) if p.exists() and (p != start or folder))
+    if not nearest.is_dir():
+        raise UserError(f"{option} {path} cannot be written: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{option} {path} cannot be written: no permission in {nearest}; name a place in a "
+            "folder of your own"
+        )
+    return path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -13,7 +15,27 @@ from idlm.models import DiffusionConfig, DiffusionLM, export_folder
 
 LENGTH = 32
 _WORDS = "return the value of an object, or raise KeyError when it is not a mapping in this module"
+Make = Callable[..., DiffusionLM]
+SIZES = {
+    "vocab_size": 13,
+    "model_length": 12,
+    "hidden_dim": 16,
+    "cond_dim": 8,
+    "n_blocks": 2,
+    "n_heads": 2,
+    "dropout": 0.0,
+}
 SENTENCES = [" ".join((_WORDS.split() * 3)[i : i + 9]) + "." for i in range(18)]
+
+
+def random_denoiser(*, std: float = 0.2, seed: int = 0, **changes: Any) -> DiffusionLM:
+    """A denoiser in eval mode; every weight random, so that each of them matters."""
+    torch.manual_seed(seed)
+    model = DiffusionLM(DiffusionConfig(**{**SIZES, **changes}))
+    for name, weight in model.named_parameters():
+        if ".latent." not in name:
+            torch.nn.init.normal_(weight, mean=float("norm" in name), std=std)
+    return model.eval()
 
 
 @dataclass(frozen=True)

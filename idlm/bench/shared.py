@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import check_writable
 from idlm.errors import UserError
+from idlm.paths import check_writable
 from idlm.samples import replace_bytes
 
 if TYPE_CHECKING:

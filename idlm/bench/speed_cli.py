@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from idlm.bench import shared, store
 from idlm.bench.shared import ALL
 from idlm.bench.store import Record
-from idlm.cli.shared import check_writable
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 if TYPE_CHECKING:
     from idlm.bench.speed_fit import FitCase

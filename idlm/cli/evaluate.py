@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from idlm.cli.evaluate_metrics import EVALUATOR, add_options, check_options, open_judges, reads_text
 from idlm.cli.launch import launched_processes, meeting
-from idlm.cli.shared import Parser, check_writable, hold_output
+from idlm.cli.shared import Parser, hold_output
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 if TYPE_CHECKING:
     from idlm.cli.evaluate_metrics import Judges

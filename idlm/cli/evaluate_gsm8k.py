@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.launch import meeting
-from idlm.cli.shared import Parser, check_writable, hold_output, require_bundled
+from idlm.cli.shared import Parser, hold_output, require_bundled
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 if TYPE_CHECKING:
     from idlm.data.problems import Problem

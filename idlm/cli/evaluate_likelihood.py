@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.launch import meeting
-from idlm.cli.shared import Parser, check_writable, hold_output, require_bundled
+from idlm.cli.shared import Parser, hold_output, require_bundled
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 if TYPE_CHECKING:
     from idlm.evaluation.likelihood import HeldOut

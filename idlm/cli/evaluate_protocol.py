@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from idlm.cli.launch import meeting
-from idlm.cli.shared import Parser, check_writable
+from idlm.cli.shared import Parser
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 _BATCH_SIZE = 16
 

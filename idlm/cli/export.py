@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.shared import Parser, require_bundled
 from idlm.errors import UserError
 from idlm.locks import alone_writing
+from idlm.paths import check_writable
 
 if TYPE_CHECKING:
     from idlm.models import DiffusionLM

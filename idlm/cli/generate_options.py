@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from idlm.cli.given import Given, read_given
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.shared import Parser, require_bundled
 from idlm.errors import UserError
+from idlm.paths import check_writable
 
 DTYPES = ("float32", "bfloat16", "float16")
 ORDERS = ("random", "confidence", "entropy", "margin")

@@ -106,8 +106,8 @@ def _check_length(args: argparse.Namespace, model: DiffusionLM) -> None:
 
 def _text_facts(args: argparse.Namespace, model: DiffusionLM) -> dict[str, Any]:
     """Tokenizer and NELBO; without a tokenizer the reason why there is neither."""
+    from idlm.evaluation.sanity import sanity_nelbo, text_rows
     from idlm.models import load_tokenizer
-    from idlm.models.describe import sanity_nelbo, text_rows
     from idlm.models.tokenizers import mask_id
 
     name = args.tokenizer or args.checkpoint

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idlm.cli.quickstart_plan import Plan, affordable_samples
-from idlm.cli.shared import Parser, check_writable, require_bundled
+from idlm.cli.shared import Parser, require_bundled
 from idlm.errors import UserError
 from idlm.locks import alone_in
-from idlm.paths import BUNDLED_MODELS
+from idlm.paths import BUNDLED_MODELS, check_writable
 
 if TYPE_CHECKING:
     from rich.console import Console

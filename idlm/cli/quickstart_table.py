@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from idlm.evaluation.compare import OUTSIDE
+from idlm.metrics.matched import OUTSIDE
 
 
 def table(results: Mapping[str, Any]) -> Table:

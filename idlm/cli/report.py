@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from idlm.cli.shared import Parser, check_writable
+from idlm.cli.shared import Parser
 from idlm.errors import UserError
 from idlm.evaluation.published import published_path
 from idlm.locks import alone_in
+from idlm.paths import check_writable
 
 
 def _parser() -> Parser:

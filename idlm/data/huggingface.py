@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from idlm.data.corpora import Corpus, hash_files
-from idlm.data.hub import cached_datasets_only, hub_reachable
 from idlm.errors import UserError
+from idlm.hub import cached_datasets_only, hub_reachable
 
 log = logging.getLogger(__name__)
 

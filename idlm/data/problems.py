@@ -9,9 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from idlm.data.answers import MARKER, marked_number
 from idlm.data.huggingface import HuggingFaceDataset
 from idlm.errors import UserError
-from idlm.evaluation.answers import MARKER, marked_number
 
 GSM8K = "openai/gsm8k:main"
 

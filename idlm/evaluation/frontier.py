@@ -8,7 +8,6 @@ yet. Several processes may fill one file; ``python -m idlm.evaluation.frontier``
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,20 +20,8 @@ from idlm.devices import pick_device
 from idlm.errors import UserError
 from idlm.evaluation.cell import ANCESTRAL
 from idlm.evaluation.cells import BATCH_SIZE, Cell, measure_each, weights_revision
-from idlm.evaluation.compare import Matched, matched_entropy, summarise
-from idlm.evaluation.protocol import Protocol, read_protocol
+from idlm.evaluation.protocol import Protocol
 from idlm.evaluation.results import Results
-
-__all__ = [
-    "Cell",
-    "Matched",
-    "Protocol",
-    "matched_entropy",
-    "measure_each",
-    "read_protocol",
-    "run",
-    "summarise",
-]
 
 
 @dataclass(frozen=True)
@@ -185,19 +172,3 @@ def _side_by_side(count: int, threads: int, work: tuple[Any, ...]) -> None:
 
 def _worker(protocol: Protocol, output: Path, wanted: Sequence[Cell], settings: Settings) -> None:
     _measure_missing(Results(protocol, output, settings.device), wanted, settings)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """``idlm evaluate --protocol`` under its older name; errors are one sentence, exit code 2."""
-    from idlm.cli.evaluate_protocol import run as command
-
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        command(given, prog="python -m idlm.evaluation.frontier")
-    except UserError as error:
-        print(f"idlm: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

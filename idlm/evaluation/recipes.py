@@ -25,8 +25,8 @@ import idlm.objectives as objectives
 from idlm.data import PackedDataModule
 from idlm.errors import UserError
 from idlm.evaluation.cells import machine, weights_revision
-from idlm.evaluation.compare import Point
 from idlm.locks import alone_writing
+from idlm.metrics.matched import Point
 from idlm.metrics.report import write_json
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.training import DistillationModule, FrontierMonitor

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from idlm.errors import UserError
-from idlm.evaluation.answers import (
+from idlm.data.answers import (
     MARKER,
     last_number,
     marked_number,
     same_number,
 )
+from idlm.errors import UserError
 from idlm.sandbox import FAILURES, Limits, isolation, run_program
 from idlm.sandbox.run import require_isolation
 
@@ -56,7 +56,7 @@ class ExactMatch(Metric):
     - "last": the last number of the text;
     - "auto": "marker" if there is a ``####``, else "program".
 
-    Two numbers are the same up to a millionth (:func:`idlm.evaluation.answers.same_number`).
+    Two numbers are the same up to a millionth (:func:`idlm.data.answers.same_number`).
 
     Args:
         rule: see above.

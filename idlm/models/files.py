@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from idlm.data.hub import hub_reachable
 from idlm.errors import UserError
+from idlm.hub import hub_reachable
 from idlm.models.config import DiffusionConfig
 from idlm.models.published import layout_of
 from idlm.paths import bundled_hint, resolve

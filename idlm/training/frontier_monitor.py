@@ -10,8 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from idlm.errors import UserError
-from idlm.evaluation.compare import Point, matched_entropy
 from idlm.metrics import Entropy, Evaluator, GenerativePerplexity, load_evaluator
+from idlm.metrics.matched import Point, matched_entropy
 from idlm.models import DiffusionLM, decode
 from idlm.sampling import generate
 from idlm.training.sharding import unsharded

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from idlm.cli.main import main
 from idlm.errors import UserError
 from idlm.evaluation import frontier
 from idlm.evaluation.protocol import read_protocol
@@ -379,7 +380,7 @@ def test_a_file_that_is_no_protocol_is_one_sentence_and_exit_2(tmp_path, content
     if content is not None:
         path.write_text(content)
     with pytest.raises(SystemExit) as stop:
-        frontier.main(["--protocol", str(path), "--output", str(tmp_path / "out.json")])
+        main(["evaluate", "--protocol", str(path), "--output", str(tmp_path / "out.json")])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("idlm: error: protocol")

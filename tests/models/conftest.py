@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
-from idlm.models import DiffusionConfig, DiffusionLM
-
-Make = Callable[..., DiffusionLM]
-SIZES = {
-    "vocab_size": 13,
-    "model_length": 12,
-    "hidden_dim": 16,
-    "cond_dim": 8,
-    "n_blocks": 2,
-    "n_heads": 2,
-    "dropout": 0.0,
-}
+from tests.tiny_models import Make, random_denoiser
 
 
 @pytest.fixture
 def make() -> Make:
-    """Build a denoiser in eval mode; every weight random, so that each of them matters."""
-
-    def build(*, std: float = 0.2, seed: int = 0, **changes: Any) -> DiffusionLM:
-        torch.manual_seed(seed)
-        model = DiffusionLM(DiffusionConfig(**{**SIZES, **changes}))
-        for name, weight in model.named_parameters():
-            if ".latent." not in name:
-                torch.nn.init.normal_(weight, mean=float("norm" in name), std=std)
-        return model.eval()
-
-    return build
+    return random_denoiser
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ import idlm
 from idlm.errors import UserError
 from idlm.models.archive import Archive
 from idlm.models.lightning_ckpt import read_lightning, read_lightning_config
-from tests.models.conftest import SIZES, Make
-from tests.tiny_models import Folders, make_models
+from tests.tiny_models import SIZES, Folders, Make, make_models
 from tests.training.helpers import (
     QUIET,
     copy_of,

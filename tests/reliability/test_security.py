@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import idlm
-from idlm.cli.shared import check_writable
 from idlm.data import cache
 from idlm.data.corpora import LocalText, text_files
 from idlm.data.huggingface import HuggingFaceDataset
@@ -30,7 +29,7 @@ from idlm.metrics.evaluators import load_evaluator, open_tokenizer
 from idlm.models import load_tokenizer
 from idlm.models.export import replacing
 from idlm.models.publish import check_repository
-from idlm.paths import leads_inside, repo_dir, resolve
+from idlm.paths import check_writable, leads_inside, repo_dir, resolve
 from idlm.samples import replace_bytes, replace_file
 from tests.tiny_models import Folders, make_models
 

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import idlm
 from idlm.errors import UserError
-from idlm.evaluation.compare import matched_entropy
 from idlm.evaluation.scoring import score
 from idlm.metrics import load_evaluator
+from idlm.metrics.matched import matched_entropy
 from idlm.models import decode, load_tokenizer
 from idlm.training import FrontierMonitor
 from tests.tiny_models import Folders

@@ -8,7 +8,7 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from idlm.data.hub import cached_datasets_only, hub_reachable
+from idlm.hub import cached_datasets_only, hub_reachable
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from idlm.evaluation.answers import last_number, marked_number, read_number, same_number
+from idlm.data.answers import last_number, marked_number, read_number, same_number
 
 
 @pytest.mark.parametrize(
