@@ -33,7 +33,7 @@ _TITLES = {
     "sdtt": "SDTT",
     "dmmd-uniform": "D-MMD",
     "instant-uniform": "instant MM",
-    "idlm-duo": "IDLM",
+    "idlm-duo": "IDLM-Duo",
     "duo-dcd": "Duo-DCD",
     "mm": "MM",
     "mm-instant": "instant MM",

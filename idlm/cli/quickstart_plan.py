@@ -27,7 +27,8 @@ class Plan:
         target: step count of the first texts, of the teacher's temperature curve and of the
             fresh student.
         teacher_steps, student_steps: step counts that are measured.
-        temperatures: of the teacher at ``target`` steps, beside 1.
+        temperatures: of the teacher at ``target`` steps, beside 1; one above, because a student
+            that has just begun may have a little more entropy than its teacher.
         evaluation_seconds: what measuring may take; decides the number of samples.
         samples: fewest and most samples per row.
         seed: of all samples and of the distillation.
@@ -43,7 +44,7 @@ class Plan:
     target: int = 16
     teacher_steps: tuple[int, ...] = (4, 8, 16, 32, 64)
     student_steps: tuple[int, ...] = (4, 8, 16, 32)
-    temperatures: tuple[float, ...] = (0.9, 0.8)
+    temperatures: tuple[float, ...] = (1.05, 0.9, 0.8)
     evaluation_seconds: float = 240.0
     samples: tuple[int, int] = (4, 16)
     seed: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from idlm.metrics.matched import OUTSIDE
+from idlm.equal_entropy import OUTSIDE
 
 
 def table(results: Mapping[str, Any]) -> Table:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from idlm.metrics.matched import Point, matched_entropy
+from idlm.equal_entropy import Point, matched_entropy
 
 NUMBERS = (
     "gen_ppl",

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from idlm.equal_entropy import OUTSIDE
 from idlm.evaluation.compare import CONDITIONS, by_setting, conditions, setting
 from idlm.evaluation.interpolate import Array, smooth, straight
 from idlm.evaluation.resampling import NOTHING, Redrawn, redraw
-from idlm.metrics.matched import OUTSIDE
 
 LEVEL = 0.95
 REPETITIONS = 1000

@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 
 import idlm.objectives as objectives
 from idlm.data import PackedDataModule
+from idlm.equal_entropy import Point
 from idlm.errors import UserError
 from idlm.evaluation.cells import machine, weights_revision
 from idlm.locks import alone_writing
-from idlm.metrics.matched import Point
 from idlm.metrics.report import write_json
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.training import DistillationModule, FrontierMonitor

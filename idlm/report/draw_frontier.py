@@ -48,9 +48,9 @@ def frontier(name: str, found: Frontier, published: Sequence[Published] = ()) ->
     title, caption = (
         "GenPPL against entropy",
         (
-            "At equal entropy, lower is better. Steps stand beside the points, temperatures "
-            "other than 1 after T; lines join what differs in temperature alone; bars are one "
-            "standard deviation over seeds."
+            "At equal entropy, lower is better. Where there is room, steps stand beside the "
+            "points, temperatures other than 1 after T; lines join what differs in temperature "
+            "alone; bars are one standard deviation over seeds."
         ),
     )
     if published:

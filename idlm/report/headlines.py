@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from idlm.metrics.matched import OUTSIDE
+from idlm.equal_entropy import OUTSIDE
 from idlm.report.findings import Findings, Frontier, Record
 
 _VERDICTS = {

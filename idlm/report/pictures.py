@@ -104,6 +104,7 @@ def draw(
         )
         handles = paint(axes)
         _legend(figure, handles, height)
+        _thin_out(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=_PNG_DPI, facecolor=PAPER)
         for text in figure.findobj(Text):
@@ -173,6 +174,25 @@ def _legend(figure: Figure, handles: Sequence[Line2D], height: float) -> None:
     lines = -(-len(labels) // columns)
     figure.set_figheight(height + 0.17 * lines + 0.1)
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, columnspacing=1.2)
+
+
+def _thin_out(figure: Figure) -> None:
+    """Hide words beside marks that would be written across others.
+
+    Bold ones stay first, and of two alike the one drawn last: students come after their teacher.
+    """
+    from matplotlib.text import Annotation
+
+    figure.draw_without_rendering()  # places follow from the layout, which is made here
+    kept: list[Any] = []
+    words = [words for words in figure.findobj(Annotation) if isinstance(words, Annotation)]
+    words.sort(key=lambda words: (words.get_zorder(), words.get_fontweight() == "bold"))
+    for one in reversed(words):
+        place = one.get_window_extent()
+        if any(place.overlaps(other) for other in kept):
+            one.set_visible(False)
+        else:
+            kept.append(place)
 
 
 def _inline(svg: bytes, name: str, alt: str) -> str:

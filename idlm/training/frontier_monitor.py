@@ -9,9 +9,9 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from idlm.equal_entropy import Point, matched_entropy
 from idlm.errors import UserError
 from idlm.metrics import Entropy, Evaluator, GenerativePerplexity, load_evaluator
-from idlm.metrics.matched import Point, matched_entropy
 from idlm.models import DiffusionLM, decode
 from idlm.sampling import generate
 from idlm.training.sharding import unsharded

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import idlm
+from idlm.equal_entropy import matched_entropy
 from idlm.errors import UserError
 from idlm.evaluation.scoring import score
 from idlm.metrics import load_evaluator
-from idlm.metrics.matched import matched_entropy
 from idlm.models import decode, load_tokenizer
 from idlm.training import FrontierMonitor
 from tests.tiny_models import Folders

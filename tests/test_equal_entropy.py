@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from idlm.metrics.matched import OUTSIDE, matched_entropy
+from idlm.equal_entropy import OUTSIDE, matched_entropy
 
 # log GenPPL is linear in entropy between these: 100 at 4.0 nats, 400 at 4.4
 CURVE = [(4.4, 400.0), (4.0, 100.0), (3.6, 50.0)]
