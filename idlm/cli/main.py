@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("idlm.cli.inspect", "what a checkpoint is, and whether it predicts text"),
     "bench": ("idlm.cli.bench", "methods against a known truth, and speed: toys, oracle, speed"),
     "report": ("idlm.cli.report", "one page, figures and tables of runs and measurements"),
+    "demo": ("idlm.cli.demo", "a page where checkpoints write side by side, call by call"),
     "quickstart": ("idlm.cli.quickstart", "the whole story on a laptop CPU in minutes"),
 }
 LIGHTNING_SUBCOMMANDS = ("fit", "validate", "test")

@@ -279,6 +279,15 @@ INSPECT = [
     ),
 ]
 
+DEMO = [
+    Case("more checkpoints than columns", "demo a b c d e", ("5 checkpoints", "room for 4")),
+    Case("a checkpoint named twice", "demo a a", ("'a' is named twice", "each once")),
+    Case("port 0", "demo --port 0", ("--port is 0", "from 1 to 65535")),
+    Case("a port too high", "demo --port 70000", ("--port is 70000", "from 1 to 65535")),
+    Case("a port as a word", "demo --port http", ("'http'", "idlm demo --help")),
+    Case("a misspelt option of demo", "demo --prot 1", ("--prot", "did you mean --port?")),
+]
+
 REST = [
     Case("a command that is none", "generat", ("'generat'", "did you mean `idlm generate`?")),
     Case("an option before the command", "--steps 3 generate", ("--steps", "idlm COMMAND")),
@@ -332,4 +341,4 @@ REST = [
     Case("a folder for records", "bench speed --json {here}", ("--json", "name a file")),
 ]
 
-OPTIONS = [*GENERATE, *EVALUATE, *EXPORT, *INSPECT, *REST]
+OPTIONS = [*GENERATE, *EVALUATE, *EXPORT, *INSPECT, *DEMO, *REST]
