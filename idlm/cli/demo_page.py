@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,7 +57,7 @@ def write(
     temperature: float,
     seed: float,
     *steps: float,
-) -> Iterator[list[str]]:
+) -> Generator[list[str], None, None]:
     """What the columns show, after every network call of one writer after the other.
 
     Args:
@@ -117,10 +118,18 @@ def page(writers: Sequence[Writer]) -> Blocks:
     import gradio as gr
 
     context = max(writer.model.config.model_length for writer in writers)
+    # one request is served at a time, so this is about that one; gradio's own way of cancelling an
+    # event shows it as an error
+    stopped = threading.Event()
 
     def answer(*values: Any) -> Iterator[list[str]]:
+        stopped.clear()
         try:
-            yield from write(writers, *values)
+            with closing(write(writers, *values)) as states:
+                for shown in states:
+                    yield shown
+                    if stopped.is_set():
+                        break
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -147,8 +156,8 @@ def page(writers: Sequence[Writer]) -> Blocks:
                     gr.Markdown(f"**{_plain(writer.name)}**")
                     outputs += [gr.Markdown(), gr.HTML()]
         wanted = [prompt, length, temperature, seed, *steps]
-        begun = gr.on([start_button.click, prompt.submit], answer, wanted, outputs)
-        stop_button.click(None, cancels=[begun])
+        gr.on([start_button.click, prompt.submit], answer, wanted, outputs, concurrency_limit=1)
+        stop_button.click(stopped.set, queue=False)
     return blocks
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,11 @@ def writers(folders: Folders) -> list[Writer]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+def handlers(writers: list[Writer]) -> list[Any]:
+    """What the buttons Write and Stop call."""
+    return [function.fn for function in page(writers).fns.values()]
 
 
 def words(html: str) -> str:
@@ -73,9 +79,18 @@ def test_facts_say_what_it_cost_and_the_entropy_of_a_whole_text() -> None:
 def test_a_mistake_on_the_page_is_told_on_the_page(writers: list[Writer]) -> None:
     import gradio
 
-    (answer,) = [fn.fn for fn in page(writers).fns.values() if fn.fn is not None]
+    answer, _ = handlers(writers)
     with pytest.raises(gradio.Error, match="prompt"):
         list(answer("return " * LENGTH, LENGTH, 1.0, 0, 2, 2))
+
+
+def test_stop_ends_what_is_being_written_and_not_what_comes_after(writers: list[Writer]) -> None:
+    answer, stop = handlers(writers)
+    running = answer("", LENGTH, 1.0, 0, 8, 8)
+    next(running)
+    stop()
+    assert list(running) == []
+    assert len(list(answer("", LENGTH, 1.0, 0, 8, 8))) == 16
 
 
 def test_the_page_asks_for_the_settings_of_every_column(writers: list[Writer]) -> None:
