@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from dataclasses import dataclass, field, fields
@@ -31,6 +32,8 @@ from idlm.metrics.report import write_json
 from idlm.objectives.alternating import AlternatingDistillation
 from idlm.training import DistillationModule, FrontierMonitor
 
+# what a validation found: a number, or None
+Judged = dict[str, float | None]
 _LOGGED = ("val/frontier_ratio", "val/gen_ppl", "val/entropy", "val/student_entropy")
 
 
@@ -105,14 +108,18 @@ def make_objective(spec: dict[str, dict[str, Any]] | None, steps: int) -> Altern
 
 
 class _History(L.Callback):
-    """What each validation logged."""
+    """What each validation logged; what is not finite is None, as JSON knows no infinity."""
 
     def __init__(self) -> None:
-        self.points: list[dict[str, float]] = []
+        self.points: list[Judged] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        values = {k.removeprefix("val/"): float(trainer.callback_metrics[k]) for k in _LOGGED}
-        self.points.append({"student_updates": int(pl_module.student_updates), **values})  # type: ignore[arg-type]
+        point: Judged = {"student_updates": int(pl_module.student_updates)}  # type: ignore[arg-type]
+        for name in _LOGGED:
+            value = float(trainer.callback_metrics[name])
+            # the ratio of a student outside the teacher's curve
+            point[name.removeprefix("val/")] = value if math.isfinite(value) else None
+        self.points.append(point)
 
 
 def run_recipe(
@@ -122,7 +129,7 @@ def run_recipe(
     curve: list[Point],
     *,
     accelerator: str = "auto",
-) -> list[dict[str, float]]:
+) -> list[Judged]:
     """One short distillation; fills ``curve`` the first time, and returns its judgements."""
     settings = {**study.base, **recipe}
     objective = make_objective(settings.pop("objective", None), study.steps)
@@ -199,12 +206,16 @@ def run_study(study: Study, output: Path, *, only: list[str], accelerator: str =
             found.update(runs=[*kept, run], teacher_curve=[list(p) for p in curve])
             found["machine"] = machine(_device(accelerator))
             write_json(output, found)
-            last = points[-1]
-            print(
-                f"{name}, seed {seed}: ratio {last['frontier_ratio']:.3f}, GenPPL "
-                f"{last['gen_ppl']:.1f} at entropy {last['entropy']:.3f}",
-                flush=True,
-            )
+            print(f"{name}, seed {seed}: {_said(points[-1])}", flush=True)
+
+
+def _said(point: Judged) -> str:
+    ratio, gen_ppl = point["frontier_ratio"], point["gen_ppl"]
+    parts = [
+        "outside the teacher's curve" if ratio is None else f"ratio {ratio:.3f}",
+        "no GenPPL" if gen_ppl is None else f"GenPPL {gen_ppl:.1f}",
+    ]
+    return f"{', '.join(parts)} at entropy {point['entropy']:.3f}"
 
 
 def _device(accelerator: str) -> str:

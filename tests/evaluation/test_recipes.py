@@ -70,6 +70,18 @@ def test_a_study_makes_each_run_once_against_one_teacher_curve(
     assert "GenPPL" not in capsys.readouterr().out
 
 
+def test_a_student_outside_the_teachers_curve_is_kept_without_a_ratio(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # temperatures so low that nothing at temperature 1 has as little entropy
+    low = write(study, tmp_path, temperatures=[0.02, 0.01])
+    recipes.main([*low, "--only", "plain"])
+    (run,) = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert [point["frontier_ratio"] for point in run["judged"]] == [None, None]
+    assert all(point["gen_ppl"] > 0 for point in run["judged"])
+    assert "plain, seed 0: outside the teacher's curve, GenPPL" in capsys.readouterr().out
+
+
 def test_under_other_conditions_nothing_is_carried_over(
     study: dict[str, Any], tmp_path: Path
 ) -> None:
