@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 import idlm
-from idlm.cli import main
+from idlm.cli import demo, main
 from idlm.cli.demo_page import Writer, facts, markup, page, write
 from idlm.cli.frames import MASKED, NEW, Frame
 from idlm.models import load_tokenizer
+from idlm.paths import repo_dir
 from tests.tiny_models import LENGTH, Folders, make_models
 
 
@@ -107,6 +109,8 @@ def test_the_page_is_served_until_interrupted(folders: Folders) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # a shell in the background has it ignored, which children would inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
@@ -122,6 +126,15 @@ def test_the_page_is_served_until_interrupted(folders: Folders) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    text = (repo_dir() / "docs" / "generation.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^idlm demo\b(.*)$", text, re.M)
+    assert len(lines) == 2
+    for line in lines:
+        args = demo._parser().parse_args(shlex.split(line, comments=True))
+        assert 1 <= len(args.checkpoints) <= 4
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
